@@ -1,0 +1,86 @@
+"""The base of every settings model: unknown keys are refused with the nearest known one in the message.
+
+Settings that only affect speed are declared with `runtime(...)`. They are left out of an artifact's fingerprint, so
+that a laptop and a cluster agree on what an artifact is.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hornbook.errors import RecipeError
+
+SettingsT = TypeVar("SettingsT", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Immutable settings; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that affect results, JSON-ready: everything but the fields marked `runtime`."""
+        kept: dict[str, Any] = {}
+        dumped = self.model_dump(mode="json")
+        for name, field in type(self).model_fields.items():
+            if is_runtime(field.json_schema_extra):
+                continue
+            value = getattr(self, name)
+            kept[name] = value.identity() if isinstance(value, Settings) else dumped[name]
+        return kept
+
+
+def runtime(default: Any, **field: Any) -> Any:
+    """Declare a settings field that affects only speed or convenience, never the rows that come out."""
+    return Field(default, json_schema_extra={"runtime": True}, **field)
+
+
+def is_runtime(json_schema_extra: Any) -> bool:
+    """Tell whether a field's extra schema carries the `runtime` mark."""
+    return isinstance(json_schema_extra, dict) and bool(json_schema_extra.get("runtime"))
+
+
+def validate(model: type[SettingsT], values: Any, where: str) -> SettingsT:
+    """Build `model` from plain values, or raise RecipeError that names each wrong key under the path `where`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError("\n".join(_explain(model, problem, where) for problem in error.errors())) from None
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the known name nearest to `name`, or the list of known names."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(known))})"
+
+
+def _explain(model: type[BaseModel], problem: Any, where: str) -> str:
+    location = [part for part in problem["loc"] if not (isinstance(part, str) and "[" in part)]
+    path = ".".join([where, *map(str, location)])
+    if problem["type"] == "extra_forbidden":
+        return f"{path}: no such setting{nearest(str(location[-1]), _fields_at(model, location[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{path}: this setting is required"
+    return f"{path}: {problem['msg']}, got {problem.get('input')!r}"
+
+
+def _fields_at(model: type[BaseModel], location: list[Any]) -> list[str]:
+    """Follow `location` through nested models and name the fields that live there."""
+    current: Any = model
+    for part in location:
+        if isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
+            current = _innermost_model(current.model_fields[part].annotation)
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+
+
+def _innermost_model(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _innermost_model(argument)
+        if found is not None:
+            return found
+    return None

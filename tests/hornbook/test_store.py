@@ -1,0 +1,115 @@
+"""The store: the same promises on a local disk and on an object store (a real S3 server on loopback)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hornbook.errors import StoreError
+from hornbook.lock import hold, read_holder
+from hornbook.store import Store, open_store
+
+
+@pytest.fixture(params=["disk", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "disk":
+        return Store(str(tmp_path / "store"))
+    return Store(request.getfixturevalue("s3_url").replace("STORE", tmp_path.name))
+
+
+def test_files_round_trip(store: Store, tmp_path: Path) -> None:
+    assert not store.exists("a/b.json")
+    assert store.names("a") == []
+    store.write_json("a/b.json", {"x": [1, "é"]})
+    store.write("a/c.bin", b"\x00" * 70_000)
+    assert store.read_json("a/b.json") == {"x": [1, "é"]}
+    assert store.names("a") == ["b.json", "c.bin"]
+    assert store.size("a/c.bin") == 70_000
+    store.write("a/c.bin", b"shorter")
+    assert store.read("a/c.bin") == b"shorter"
+    folder = tmp_path / "folder"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "one.txt").write_text("one")
+    store.upload(folder, "copied")
+    assert store.files("copied") == [("inner/one.txt", 3)]
+    assert (store.download("copied", tmp_path / "down") / "inner" / "one.txt").read_text() == "one"
+    store.delete("a")
+    assert not store.exists("a/b.json")
+
+
+def test_create_never_replaces(store: Store) -> None:
+    assert store.create("record", b"first")
+    assert not store.create("record", b"second")
+    assert store.read("record") == b"first"
+
+
+def test_a_missing_file_is_named(store: Store) -> None:
+    with pytest.raises(StoreError, match=r"there is no .*nothing/here"):
+        store.read("nothing/here")
+
+
+def test_damaged_json_is_named(store: Store) -> None:
+    store.write("bad.json", b"{ torn")
+    with pytest.raises(StoreError, match=r"bad\.json is damaged"):
+        store.read_json("bad.json")
+
+
+def test_a_lock_is_held_by_one_and_taken_over_from_the_dead(store: Store) -> None:
+    said: list[str] = []
+    with hold(store, "locks/x.json", "run-1", said.append):
+        holder = read_holder(store, "locks/x.json")
+        assert holder is not None and holder.alive() and holder.pid == os.getpid()
+        holder.pid, holder.started = 2**22 - 1, 0.0  # nobody
+        store.write("locks/x.json", __import__("json").dumps(vars(holder)).encode())
+    with hold(store, "locks/x.json", "run-2", said.append):
+        current = read_holder(store, "locks/x.json")
+        assert current is not None and current.run == "run-2"
+    assert read_holder(store, "locks/x.json") is None
+
+
+def test_waiting_says_who_holds_the_lock(tmp_path: Path) -> None:
+    store, said = Store(str(tmp_path)), []
+    script = (
+        "import sys, time\nfrom hornbook.lock import hold\nfrom hornbook.store import Store\n"
+        "with hold(Store(sys.argv[1]), 'lock', 'run-of-the-other', print):\n    print('held', flush=True)\n    time.sleep(3)\n"
+    )
+    other = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+    began = time.monotonic()
+    with hold(store, "lock", "mine", said.append):
+        assert time.monotonic() - began > 1
+    assert f"held by run-of-the-other (process {other.pid}" in said[0]
+    other.wait()
+
+
+def test_relative_stores_are_refused_in_a_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HORNBOOK_STORE", raising=False)
+    assert open_store().local == tmp_path / "hornbook-store"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(StoreError, match="temporary copy") as caught:
+        open_store()
+    assert "HORNBOOK_STORE" in caught.value.cure
+    monkeypatch.setenv("HORNBOOK_STORE", "/somewhere")
+    assert open_store().url == "/somewhere"
+
+
+def test_a_full_disk_is_said_and_nothing_half_written_counts(tmp_path: Path) -> None:
+    mount = tmp_path / "small"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], check=True)
+    try:
+        store = Store(str(mount))
+        store.write("kept", b"x" * 1000)
+        with pytest.raises(StoreError, match="No space left") as caught:
+            store.write("kept", b"y" * 1_000_000)
+        assert "hornbook gc" in caught.value.cure
+        assert store.read("kept") == b"x" * 1000
+        assert store.names("") == ["kept"]
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
