@@ -1,0 +1,102 @@
+"""The Ray cluster: connect to one or start one on this machine, know what it has, refuse what cannot work on it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hornbook.errors import ClusterError, StoreError
+from hornbook.machine import processors
+
+if TYPE_CHECKING:
+    from hornbook.store import Store
+
+OBJECT_STORE_BYTES = 1 << 30  # hornbook moves counts through Ray, not rows
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the cluster has."""
+
+    nodes: int
+    cpus: float
+    gpus: float
+
+
+@contextmanager
+def cluster() -> Iterator[Resources]:
+    """Connect to the cluster that RAY_ADDRESS (or the Ray job) names, else start one here; leave it at the end.
+
+    Raises:
+        ClusterError: it cannot be reached or started.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield resources()
+        return
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # without it the dashboard's Train tab stays empty
+    # Ray Data's actors draw an error line of Ray's core each («constructor arguments in the object store») that a user
+    # can do nothing about; Ray's own log files keep it.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves the engine beside any other process
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+    address = os.environ.get("RAY_ADDRESS") or ("auto" if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") else "local")
+    options: dict[str, Any] = {"address": address, "logging_level": "ERROR", "log_to_driver": False}
+    if address == "local":
+        options |= {
+            "num_cpus": processors(),
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }
+    try:
+        ray.init(**options)
+    except Exception as error:
+        raise ClusterError(
+            f"Ray at {address} cannot be used: {error}", _connection_cure(address, str(error))
+        ) from error
+    try:
+        yield resources()
+    finally:
+        ray.shutdown()
+
+
+def resources() -> Resources:
+    """Return what the connected cluster has."""
+    import ray
+
+    total = ray.cluster_resources()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return Resources(nodes=len(alive), cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
+
+
+def require_shared_store(store: Store) -> None:
+    """Refuse a store on this machine's disk when the cluster has several machines.
+
+    Raises:
+        StoreError: with the cure. HORNBOOK_STORE_SHARED=1 vouches for a network disk.
+    """
+    import ray
+
+    if store.local is None or os.environ.get("HORNBOOK_STORE_SHARED") == "1":
+        return
+    hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    if len(hosts) > 1:
+        raise StoreError(
+            f"the store {store.url} is on one machine's disk, but the cluster has {len(hosts)} machines",
+            "set HORNBOOK_STORE to an s3:// or gs:// URL, or, if that path is a disk that all of them mount, "
+            "set HORNBOOK_STORE_SHARED=1",
+        )
+
+
+def _connection_cure(address: str, error: str) -> str:
+    if "token" in error.lower() or "auth" in error.lower() or "Unauthenticated" in error:
+        return "the cluster wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the token's file"
+    if address == "local":
+        return "check free memory and disk under /tmp/ray (`hornbook doctor`), then run again"
+    return "start one with `ray start --head`, unset RAY_ADDRESS to run on this machine, or check `ray status`"

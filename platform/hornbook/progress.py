@@ -1,0 +1,124 @@
+"""What a person sees while a stage works: a bar with an ETA in a terminal, a line every ten seconds in a log.
+
+The same numbers go to Ray's metrics, so that the dashboard shows them too.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+LOG_SECONDS = 10.0
+
+
+class Progress:
+    """Progress of one stage, counted in planned units.
+
+    Args:
+        stage: the stage's name.
+        total: planned units; 0 if unknown.
+        unit: what they are called (`rows`, `documents`, `steps`).
+        done: units that were finished before (a resumed stage); they do not count in the rate.
+    """
+
+    def __init__(self, stage: str, total: int, unit: str = "rows", done: int = 0) -> None:
+        self.stage, self.total, self.unit = stage, total, unit
+        self.done = self._done_before = done
+        self.rejected = 0
+        self.tokens = 0.0
+        self.note = ""
+        self._began = self._said = time.monotonic()
+        self._gauges: dict[str, Any] = {}
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            self._bar = _rich_bar(stage, total, done)
+
+    def advance(self, units: int, rejected: int = 0, tokens: float = 0, note: str = "") -> None:
+        """Count finished units (rejected ones included) and the tokens written for them."""
+        self.done += units
+        self.rejected += rejected
+        self.tokens += tokens
+        self.note = note or self.note
+        if self._bar is not None:
+            self._bar.update(0, completed=self.done, figures=self._figures())
+        elif time.monotonic() - self._said >= LOG_SECONDS:
+            self._said = time.monotonic()
+            print(f"{self.stage}: {self.line()}", file=sys.stderr, flush=True)
+        self._publish()
+
+    def line(self) -> str:
+        """Return the progress as one line of text."""
+        share = f" ({100 * self.done / self.total:.0f}%)" if self.total else ""
+        of = f"/{self.total:,}" if self.total else ""
+        return f"{self.done:,}{of} {self.unit}{share}{self._figures()}{self._eta()}"
+
+    def close(self) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the stage's work began."""
+        return time.monotonic() - self._began
+
+    def _rate(self) -> float:
+        return (self.done - self._done_before) / max(self.seconds, 1e-9)
+
+    def _figures(self) -> str:
+        figures = f", {self._rate():,.1f} {self.unit}/s"
+        if self.tokens:
+            figures += f", {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s"
+        if self.rejected:
+            figures += f", {self.rejected:,} rejected"
+        return figures + (f", {self.note}" if self.note else "")
+
+    def _eta(self) -> str:
+        rate = self._rate()
+        if not self.total or self.done >= self.total or rate <= 0:
+            return ""
+        return f", ETA {duration((self.total - self.done) / rate)}"
+
+    def _publish(self) -> None:
+        ray = sys.modules.get("ray")
+        if ray is None or not ray.is_initialized():
+            return
+        if not self._gauges:
+            from ray.util.metrics import Gauge
+
+            for name in ("done", "planned", "rejected", "tokens"):
+                self._gauges[name] = Gauge(f"hornbook_stage_{name}", f"{name} units of a stage", tag_keys=("stage",))
+        values = {"done": self.done, "planned": self.total, "rejected": self.rejected, "tokens": self.tokens}
+        for name, value in values.items():
+            self._gauges[name].set(value, tags={"stage": self.stage})
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a person writes them: `42 s`, `3 min 10 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _rich_bar(stage: str, total: int, done: int) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    bar = RichProgress(
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    bar.add_task(stage, total=total or None, completed=done, figures="")
+    bar.start()
+    return bar

@@ -1,0 +1,214 @@
+"""Recipes: YAML files that name a seed and stages with their inputs and settings, checked whole before anything runs."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from hornbook.errors import RecipeError
+from hornbook.settings import Settings, nearest, validate
+from hornbook.stage import Stage
+from hornbook.stages import STAGES, stage_class
+
+RESERVED = ("kind", "inputs")
+
+
+class RecipeFile(Settings):
+    """The top level of a recipe file."""
+
+    name: str = Field(..., pattern=r"^[a-z0-9][a-z0-9._-]*$", description="What people call it; part of run ids.")
+    description: str = Field("", description="One line for `hornbook recipes`.")
+    seed: int = Field(0, ge=0, description="All randomness is derived from it.")
+    engine: dict[str, Any] = Field(default_factory=dict, description="Engine settings for every stage that uses one.")
+    stages: dict[str, dict[str, Any]] = Field(..., min_length=1, description="Stage name -> kind, inputs, settings.")
+
+
+@dataclass(frozen=True)
+class RecipeStage:
+    """A stage of a recipe, checked: `inputs` maps roles to the names of the stages that play them."""
+
+    name: str
+    stage: Stage
+    inputs: Mapping[str, Sequence[str]]
+    group: str = field(default="")
+    """The package that it comes from: generators, classifiers or training."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe; `stages` are in an order in which they can run (recipe order where inputs leave a choice)."""
+
+    name: str
+    description: str
+    seed: int
+    stages: Mapping[str, RecipeStage]
+    source: Mapping[str, Any]
+    """The recipe as it was read, overrides applied."""
+
+    def ancestors(self, names: Sequence[str]) -> set[str]:
+        """Return `names` and everything that they need."""
+        found: set[str] = set()
+        waiting = list(names)
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found.add(name)
+                waiting += [parent for role in self.stages[name].inputs.values() for parent in role]
+        return found
+
+    def descendants(self, name: str) -> set[str]:
+        """Return `name` and everything that needs it."""
+        return {other for other in self.stages if name in self.ancestors([other])}
+
+
+def recipe_names() -> dict[str, Path]:
+    """Return the recipes that can be run by name: shipped ones, and those in `recipes/` of the current folder."""
+    found: dict[str, Path] = {}
+    for folder in (shipped_recipes(), Path("recipes")):
+        if folder.is_dir():
+            found |= {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return found
+
+
+def shipped_recipes() -> Path:
+    """Return the folder of the recipes that came with this installation (the repository's own in a checkout)."""
+    packaged = Path(str(importlib.resources.files("hornbook"))) / "recipes"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        name: the name of a shipped recipe, or a path to a YAML file.
+        overrides: `key.path=value` strings (`stages.stories.rows=2000`), values in YAML.
+
+    Raises:
+        RecipeError: it does not exist or is wrong; the message names the file and the setting.
+    """
+    import yaml
+
+    path = _find(name)
+    try:
+        source = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not YAML: {error}") from None
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error}") from None
+    if not isinstance(source, dict):
+        raise RecipeError(f"{path} is not a recipe", "a recipe is a mapping with name, seed and stages")
+    for override in overrides:
+        _override(source, override)
+    return check_recipe(source, str(path))
+
+
+def check_recipe(source: Mapping[str, Any], where: str) -> Recipe:
+    """Check a recipe given as plain values. Raises RecipeError with `where` in the message."""
+    top = validate(RecipeFile, source, where)
+    stages = {name: _stage(name, dict(value), top, where) for name, value in top.stages.items()}
+    for entry in stages.values():
+        _check_inputs(entry, stages, where)
+    order = _order(stages, where)
+    return Recipe(top.name, top.description, top.seed, {name: stages[name] for name in order}, dict(source))
+
+
+def _find(name: str) -> Path:
+    if name.endswith((".yaml", ".yml")) or os.sep in name:
+        if not Path(name).is_file():
+            raise RecipeError(f"there is no recipe file {name}", "`hornbook recipes` lists those that ship")
+        return Path(name)
+    known = recipe_names()
+    if name not in known:
+        raise RecipeError(f"there is no recipe {name!r}{nearest(name, list(known))}", "`hornbook recipes` lists them")
+    return known[name]
+
+
+def _override(source: dict[str, Any], override: str) -> None:
+    import yaml
+
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"--set {override!r} is not key=value", "for example --set stages.stories.rows=2000")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override!r}: the value is not YAML: {error}") from None
+    *parents, last = key.split(".")
+    target: Any = source
+    for depth, part in enumerate(parents):
+        if part not in target and depth == 1 and parents[0] == "stages":
+            raise RecipeError(f"--set {override!r}: no stage {part!r}{nearest(part, list(target))}")
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise RecipeError(f"--set {override!r}: {'.'.join(parents[: depth + 1])} holds a value, not settings")
+    target[last] = value
+
+
+def _stage(name: str, value: dict[str, Any], top: RecipeFile, where: str) -> RecipeStage:
+    place = f"{where}: stages.{name}"
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise RecipeError(f"{place}: a stage's name has only letters, digits, - and _")
+    kind = value.pop("kind", None)
+    if not isinstance(kind, str):
+        raise RecipeError(f"{place}.kind: this setting is required (known kinds: {', '.join(sorted(STAGES))})")
+    implementation = stage_class(kind, place)
+    raw_inputs = value.pop("inputs", {}) or {}
+    if not isinstance(raw_inputs, dict):
+        raise RecipeError(f"{place}.inputs: a mapping from role to stage names, got {raw_inputs!r}")
+    inputs = {role: [names] if isinstance(names, str) else list(names or []) for role, names in raw_inputs.items()}
+    if "engine" in implementation.Settings.model_fields and top.engine:
+        value["engine"] = {**top.engine, **(value.get("engine") or {})}
+    settings = validate(implementation.Settings, value, place)
+    stage = implementation(name, settings, top.seed)
+    try:
+        stage.check()
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error.message}", error.cure) from None
+    return RecipeStage(name, stage, inputs, implementation.__module__.split(".")[0])
+
+
+def _check_inputs(entry: RecipeStage, stages: Mapping[str, RecipeStage], where: str) -> None:
+    place = f"{where}: stages.{entry.name}.inputs"
+    roles = entry.stage.inputs
+    for role, names in entry.inputs.items():
+        if role not in roles:
+            raise RecipeError(f"{place}.{role}: {entry.stage.kind} has no such input{nearest(role, list(roles))}")
+        if len(names) > 1 and not roles[role].many:
+            raise RecipeError(f"{place}.{role}: takes one stage, got {', '.join(names)}")
+        for name in names:
+            if name not in stages:
+                raise RecipeError(f"{place}.{role}: no stage {name!r} in this recipe{nearest(name, list(stages))}")
+            produces = stages[name].stage.produces
+            if produces != roles[role].produces:
+                raise RecipeError(f"{place}.{role}: needs {roles[role].produces}, but {name} makes {produces}")
+    for role, declared in roles.items():
+        if not declared.optional and not entry.inputs.get(role):
+            fitting = [name for name, other in stages.items() if other.stage.produces == declared.produces]
+            raise RecipeError(
+                f"{place}.{role}: {entry.stage.kind} needs this input",
+                f"name a stage that makes {declared.produces}: {', '.join(fitting) or 'there is none yet'}",
+            )
+
+
+def _order(stages: Mapping[str, RecipeStage], where: str) -> list[str]:
+    graph = {name: [parent for role in entry.inputs.values() for parent in role] for name, entry in stages.items()}
+    sorter = TopologicalSorter(graph)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        raise RecipeError(f"{where}: stages need each other in a circle: {' -> '.join(error.args[1])}") from None
+    position = {name: index for index, name in enumerate(stages)}
+    order: list[str] = []
+    ready: list[str] = []
+    while sorter.is_active():
+        ready = sorted([*ready, *sorter.get_ready()], key=position.__getitem__)
+        order.append(ready.pop(0))
+        sorter.done(order[-1])
+    return order
