@@ -1,0 +1,141 @@
+"""What every engine takes and gives, so that a stage never knows which engine serves it.
+
+A request either gets a reply or a failure *of its own*: an engine never raises for one bad row, so a batch is never
+lost to its worst member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from pydantic import Field
+
+from hornbook.errors import EngineError
+from hornbook.settings import Settings, runtime
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+class Sampling(Settings):
+    """How text is sampled. Part of each document's key: another temperature is another document."""
+
+    temperature: float = Field(0.8, ge=0, le=5, description="Softmax temperature; 0 is greedy decoding.")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Nucleus sampling mass; below 1 sorts the vocabulary at each step, slow on a CPU."
+    )
+    top_k: int = Field(0, ge=0, description="Keep the k likeliest tokens; 0 keeps all.")
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="Drop tokens below this share of the likeliest one's probability."
+    )
+    repetition_penalty: float = Field(1.0, gt=0, le=3, description="Above 1 discourages tokens already seen.")
+    max_tokens: int = Field(400, ge=1, description="Longest reply in tokens; one cut here has finish reason 'length'.")
+    min_tokens: int = Field(0, ge=0, description="The model cannot end its reply before this many tokens.")
+    end_bias: float = Field(
+        0.0,
+        ge=-20,
+        le=20,
+        description="Added to the end token's logit: above 0 a small model that rambles past its ending stops there.",
+    )
+    stop: tuple[str, ...] = Field((), description="Strings that end a reply; they are not part of it.")
+
+
+class EngineSettings(Settings):
+    """Which engine writes the text, with which model, and how it is laid over the hardware."""
+
+    kind: Literal["vllm", "openai", "echo"] = Field(
+        "vllm", description="vllm: real, local. openai: an endpoint. echo: no model, for tests."
+    )
+    model: str = Field(
+        "smollm2-135m-instruct", description="Model name or folder; resolved as `hornbook doctor` shows."
+    )
+    max_model_len: int = Field(2048, ge=16, description="Longest prompt plus reply, in tokens.")
+    replicas: int | None = runtime(
+        None,
+        ge=1,
+        description="Engine copies (data parallel); default: one per tensor_parallel GPUs, one on a CPU-only cluster.",
+    )
+    tensor_parallel: int = runtime(1, ge=1, description="GPUs per replica.")
+    max_num_seqs: int = runtime(64, ge=1, description="Requests answered at the same time in one replica.")
+    compile: bool | None = runtime(
+        None,
+        description="torch.compile in vLLM; default: yes on GPU, no on CPU (a compiled CPU start costs a minute more).",
+    )
+    gpu_memory_utilization: float = runtime(0.9, gt=0, le=1, description="Share of GPU memory that vLLM may take.")
+    cpu_kv_cache_gib: int = runtime(1, ge=1, description="KV cache on a CPU engine, GiB.")
+    max_restarts: int = runtime(
+        16, ge=0, description="Restarts of one replica before the stage fails; one prompt that kills takes up to four."
+    )
+    base_url: str = runtime("", description="openai: the endpoint's URL, ending in /v1.")
+    api_key_env: str = runtime("OPENAI_API_KEY", description="openai: the environment variable that holds the key.")
+    requests_per_minute: int = runtime(0, ge=0, description="openai: rate limit, retries included; 0 is none.")
+    timeout_seconds: float = runtime(120.0, gt=0, description="openai: longest wait for one attempt at a reply.")
+    max_total_tokens: int = runtime(
+        0,
+        ge=0,
+        description="openai: token budget of one run, prompt and reply; 0 is none. Requests over it fail: 'budget'.",
+    )
+    echo_tokens_per_second: float = runtime(
+        0.0, ge=0, description="echo: pretend to write this fast per request; 0 is at once."
+    )
+    echo_dies_on: str = runtime("", description="echo: a prompt with this text kills the engine (fault injection).")
+    request_log: str = runtime(
+        "", description="Append one line per request taken and done to this file (proof of what was redone)."
+    )
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt. `seed` makes its sampling its own.
+
+    `choices` restricts the reply to one of a few strings, each a single token of the model, one token long in all.
+    `tag` is free text for the request log (say `stories/17`).
+    """
+
+    messages: tuple[dict[str, str], ...]
+    seed: int
+    choices: tuple[str, ...] = ()
+    tag: str = ""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What an engine made of a request; `finish_reason == "error"` carries `error` and no text.
+
+    `choice_probabilities`, for requests with `choices`: the model's probability of each choice, summing to 1; empty
+    where the engine cannot tell.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    error: str = ""
+    choice_probabilities: dict[str, float] = field(default_factory=dict)
+
+
+def failed(error: str, prompt_tokens: int = 0) -> Reply:
+    """Return the reply of a request that failed, with the reason."""
+    return Reply(text="", finish_reason="error", prompt_tokens=prompt_tokens, error=error)
+
+
+class EngineDied(EngineError):
+    """The engine's process is gone. Another start may help, unlike with its base class."""
+
+
+class Engine(Protocol):
+    """One running engine (one replica). All methods run in one asyncio loop."""
+
+    async def start(self) -> None:
+        """Load the model. Raises EngineError or ModelError with the cure."""
+
+    async def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
+        """Answer `requests`, one reply each, in their order. Many calls run at once; the engine batches across them.
+
+        Never raises for a bad request. Raises EngineDied when the engine must be started anew, EngineError when that
+        would not help (a refused key).
+        """
+
+    async def close(self) -> None:
+        """Free everything, child processes included. Safe to call twice, and on an engine that never started."""
