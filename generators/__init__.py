@@ -1,0 +1,1 @@
+"""Prompts in, documents out: the stages that write synthetic corpora with an LLM."""

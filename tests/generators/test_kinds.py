@@ -1,0 +1,192 @@
+"""Kinds of generated text: plans are pure and never repeat, answers become documents or rejects with a reason."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from generators.prompted import Parsed, Refused, to_last_sentence
+from generators.questions import MIN_ANSWER_WORDS, Questions, QuestionSettings
+from generators.stories import Stories, StorySettings
+from generators.textbooks import Textbooks, TextbookSettings
+from hornbook.chat import chat_of
+from hornbook.engines.interface import Reply
+from hornbook.errors import RecipeError
+
+ECHO = {"kind": "echo"}
+
+
+def stories(seed: int = 0, **values: Any) -> Stories:
+    return Stories("stories", StorySettings(**{"rows": 1_000_000, "engine": ECHO, **values}), seed)
+
+
+def textbooks(seed: int = 0, **values: Any) -> Textbooks:
+    return Textbooks("textbooks", TextbookSettings(**{"rows": 100, "engine": ECHO, **values}), seed)
+
+
+def questions() -> Questions:
+    return Questions("questions", QuestionSettings(engine=ECHO), 0)
+
+
+# --- plans --------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**32), first=st.integers(0, 150_000_000))
+def test_no_two_rows_of_a_window_share_all_seeds(seed: int, first: int) -> None:
+    stage = stories(seed)
+    seen = {json.dumps(stage.prompt(row).seeds, sort_keys=True) for row in range(first, first + 1500)}
+    assert len(seen) == 1500
+
+
+def test_no_two_textbook_rows_share_all_seeds() -> None:
+    stage = textbooks(5)
+    rows = len(stage.combinations)
+    assert len({json.dumps(stage.prompt(row).seeds, sort_keys=True) for row in range(rows)}) == rows
+
+
+@pytest.mark.parametrize("make", [stories, textbooks])
+def test_a_plan_is_a_function_of_seed_and_row(make: Any) -> None:
+    rows = [77, 3, 500, 0, 77]
+    assert [make(9).prompt(row) for row in rows] == [make(9).prompt(row) for row in rows]
+    walked = make(9)
+    assert [walked.prompt(row) for row in range(60)] == [make(9).prompt(row) for row in range(60)]
+    assert [make(9).prompt(row).seeds for row in rows] != [make(8).prompt(row).seeds for row in rows]
+
+
+@pytest.mark.parametrize("make", [stories, textbooks])
+def test_a_prompt_holds_its_seeds(make: Any) -> None:
+    prompt = make(1).prompt(42)
+    (message,) = prompt.messages
+    assert message["role"] == "user"
+    for value in prompt.seeds.values():
+        for text in [value] if isinstance(value, str) else value:
+            assert text in message["content"]
+    assert "  " not in message["content"] and "{" not in message["content"]
+
+
+@pytest.mark.parametrize("make", [stories, textbooks])
+def test_more_rows_than_distinct_prompts_are_refused(make: Any) -> None:
+    distinct = len(make().combinations)
+    make(rows=distinct).check()
+    with pytest.raises(RecipeError, match=r"rows: .* asked, but there are .* distinct prompts") as caught:
+        make(rows=distinct + 1).check()
+    assert "fewer rows" in caught.value.cure
+
+
+def test_an_end_bias_that_an_endpoint_cannot_do_is_refused() -> None:
+    with pytest.raises(RecipeError, match="end_bias"):
+        stories(engine={"kind": "openai", "base_url": "http://x/v1"}, sampling={"end_bias": 2}).check()
+
+
+# --- answers ------------------------------------------------------------------------------------------------------------
+
+WORDS = st.lists(
+    st.sampled_from(["ice", "floats", "because", "it", "is", "lighter", "than", "water", "and", "trees", "grow"]),
+    min_size=4,
+)
+
+
+@settings(deadline=None)
+@given(
+    question=WORDS.map(lambda words: " ".join(words).capitalize() + "?"),
+    answer=WORDS.map(lambda words: " ".join(words).capitalize() + "."),
+    layout=st.sampled_from(
+        [
+            "Question: {q}\nAnswer: {a}",
+            "**Question:** {q}\n\n**Answer:** {a}",
+            "Here is one.\n\nQuestion: {q}\nAnswer:\n{a}",
+            "question: {q} answer: {a}",
+            'Question: "{q}"\nAnswer: "{a}"',
+            "**Question**\n{q}\n\n**Answer**\n{a}",
+            "Question 1: {q}\nAnswer 1: {a}\n\nQuestion: What else? Answer: More of it.",
+        ]
+    ),
+)
+def test_a_well_formed_pair_comes_through_whole(question: str, answer: str, layout: str) -> None:
+    assume(not answer.casefold().startswith(question.rstrip("?").casefold()))
+    stage = questions()
+    parsed = stage.parse(None, layout.format(q=question, a=answer))  # type: ignore[arg-type]
+    user, assistant = chat_of(json.dumps(parsed.meta))
+    assert (user["role"], assistant["role"]) == ("user", "assistant")
+    assert user["content"] == question
+    assert assistant["content"] == answer
+    assert question in parsed.text and answer in parsed.text
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Ice floats because it is lighter.", "unparsable"),
+        ("Question: Why does ice float?", "unparsable"),
+        ("Question: ice floats\nAnswer: Because it is lighter than water.", "no-question"),
+        ("Question: Why does ice float?\nAnswer: It is lighter.", "short-answer"),
+        ("Question: Why does ice float?\nAnswer: Question: Why?", "short-answer"),
+    ],
+)
+def test_other_answers_are_refused_with_a_reason(text: str, reason: str) -> None:
+    assert MIN_ANSWER_WORDS == 4
+    with pytest.raises(Refused) as caught:
+        questions().parse(None, text)  # type: ignore[arg-type]
+    assert caught.value.reason == reason
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_any_answer_is_parsed_or_refused(text: str) -> None:
+    try:
+        parsed = questions().parse(None, text)  # type: ignore[arg-type]
+    except Refused:
+        return
+    assert isinstance(parsed, Parsed)
+    assert all(turn["content"].strip() for turn in chat_of(json.dumps(parsed.meta)))
+
+
+# --- replies that were cut ----------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="ab .!?\"')”\n", max_size=60))
+def test_the_last_sentence_is_whole(text: str) -> None:
+    cut = to_last_sentence(text)
+    assert text.startswith(cut)
+    assert (cut == "") == (not set(text) & set(".!?"))
+    if cut:
+        assert cut.rstrip("\"')”")[-1] in ".!?"
+        assert not set(text[len(cut) :]) & set(".!?")
+    assert to_last_sentence(cut) == cut
+
+
+@pytest.mark.parametrize(
+    ("truncated", "reply", "outcome"),
+    [
+        ("reject", Reply("One. Two. Thr", "length"), "truncated"),
+        ("trim", Reply("One. Two. Thr", "length"), Parsed("One. Two.")),
+        ("trim", Reply('He said "no." Th', "length"), Parsed('He said "no."')),
+        ("trim", Reply("no end at all", "length"), "empty"),
+        ("keep", Reply("One. Two. Thr", "length"), Parsed("One. Two. Thr")),
+        ("reject", Reply(" One. ", "stop"), Parsed("One.")),
+        ("trim", Reply("whole without a mark", "stop"), Parsed("whole without a mark")),
+        ("keep", Reply(" \n", "stop"), "empty"),
+        ("keep", Reply("", "error", error="it broke"), "engine-error"),
+    ],
+)
+def test_what_becomes_of_a_cut_reply(truncated: str, reply: Reply, outcome: Parsed | str) -> None:
+    stage = stories(truncated=truncated)
+    prompt = stage.prompt(0)
+    if isinstance(outcome, Parsed):
+        assert stage.accept(prompt, reply) == outcome
+    else:
+        with pytest.raises(Refused) as caught:
+            stage.accept(prompt, reply)
+        assert caught.value.reason == outcome
+
+
+def test_an_answer_that_only_repeats_the_question_is_refused() -> None:
+    with pytest.raises(Refused) as caught:
+        questions().parse(None, "Question: Why does ice float on water?\nAnswer: Why does ice float on water?")  # type: ignore[arg-type]
+    assert caught.value.reason == "repeats-question"
