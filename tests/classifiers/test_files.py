@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from classifiers.files import Files, FilesSettings, ReadRows, make_plan
+from hornbook.errors import DataError, RecipeError
+from hornbook.parts import PartRange
+
+
+def stage(*paths: Path, **settings) -> Files:
+    return Files("corpus", FilesSettings(paths=tuple(map(str, paths)), **settings), seed=1)
+
+
+def read_all(stage_context, made: Files):
+    """Read every planned range in this process; return (texts by planned unit, rejects by planned unit)."""
+    context = stage_context(made)
+    maker = ReadRows(made.settings, context.artifact)
+    plan = make_plan(made.files, made.settings)
+    context.artifact.store.write(f"{context.artifact.folder}/plan.parquet", b"")
+    pq.write_table(plan, context.artifact.store.path(f"{context.artifact.folder}/plan.parquet"))
+    maker.setup()
+    texts, rejects = {}, {}
+    for part in plan.to_pylist():
+        content = maker.make(PartRange(part["start"], part["start"] + part["rows"]))
+        texts |= {row["id"] >> 16: row["text"] for row in content.table.to_pylist()}
+        rejects |= {row["id"]: row for row in content.rejects.to_pylist()}
+    assert sorted([*texts, *rejects]) == list(range(sum(part["rows"] for part in plan.to_pylist())))
+    return texts, rejects
+
+
+@pytest.mark.parametrize("part_rows", [1, 7, 10, 100])
+def test_parquet_and_lines_give_the_same_rows_however_they_are_cut(tmp_path, stage_context, part_rows):
+    rows = [f"document {number}" for number in range(30)]
+    pq.write_table(pa.table({"body": rows[:20]}), tmp_path / "a.parquet", row_group_size=6)
+    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"body": text}) for text in rows[20:]))
+    texts, rejects = read_all(stage_context, stage(tmp_path / "*", text_field="body", part_rows=part_rows))
+    assert [texts[unit] for unit in sorted(texts)] == rows and not rejects
+
+
+def test_bad_lines_are_rejects_that_say_where(tmp_path, stage_context):
+    good = json.dumps({"text": "good"}).encode()
+    lines = [good, b'{"text": "caf\xe9"}', b"{", b'{"other": 1}', b"", b'{"text": "' + b"x" * 50_000_000 + b'"}', good]
+    (tmp_path / "bad.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    texts, rejects = read_all(stage_context, stage(tmp_path / "bad.jsonl"))
+    assert texts == {0: "good", 6: "good"}
+    assert [rejects[row]["reason"] for row in range(1, 6)] == ["encoding", "not-json", "no-text", "empty", "too-long"]
+    assert f"byte {len(good) + 1 + 13}" in rejects[1]["detail"] and rejects[1]["unit"].endswith("bad.jsonl row 1")
+    assert rejects[5]["text"] == ""
+
+
+def test_a_file_that_is_not_parquet_is_named(tmp_path):
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1 and then nothing")
+    made = stage(tmp_path / "torn.parquet")
+    with pytest.raises(DataError, match=r"torn\.parquet is not a readable Parquet file") as raised:
+        make_plan(made.files, made.settings)
+    assert raised.value.cure
+
+
+def test_parquet_damaged_inside_is_named(tmp_path, stage_context):
+    path = tmp_path / "rotten.parquet"
+    pq.write_table(pa.table({"text": [f"{number} text" * 50 for number in range(500)]}), path)
+    data = bytearray(path.read_bytes())
+    data[100:2000] = bytes(1900)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"rotten\.parquet is damaged"):
+        read_all(stage_context, stage(path))
+
+
+def test_a_missing_column_and_a_column_of_numbers_are_named(tmp_path):
+    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "numbers.parquet")
+    for field, message in (("text", "holds int64, not text"), ("body", r"no column 'body' \(it has: text\)")):
+        made = stage(tmp_path / "numbers.parquet", text_field=field)
+        with pytest.raises(DataError, match=message):
+            make_plan(made.files, made.settings)
+
+
+def test_empty_files_are_counted_and_nothing_at_all_is_an_error(tmp_path, ray_cluster, stage_context):
+    (tmp_path / "empty.txt").write_bytes(b"")
+    with pytest.raises(DataError, match="no rows"):
+        stage_context.finished(stage(tmp_path / "empty.txt"))
+    (tmp_path / "full.txt").write_text("one\ntwo\n")
+    other = Files("both", FilesSettings(paths=(str(tmp_path / "*.txt"),)), seed=1)
+    manifest = stage_context.finished(other).manifest
+    assert manifest.metrics == {"files": 2, "rows": 2, "empty_files": 1}
+    with pytest.raises(RecipeError, match="there is no file"):
+        stage(tmp_path / "nowhere-*.txt").check()
+
+
+def test_other_content_is_another_artifact(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one\n")
+    before = stage(path).extra_identity()
+    path.write_text("two!\n")
+    assert stage(path).extra_identity() != before
