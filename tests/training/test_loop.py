@@ -1,0 +1,136 @@
+"""The loop in one process: guards, refusals, and a step that is AdamW's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_run import open_data, open_loader, small_model, write_data
+
+from hornbook.errors import TrainingError
+from training.checkpoint import latest
+from training.loader import Loader
+from training.loop import make_optimizer, train
+from training.metrics import MetricsFile, read_metrics
+from training.mixture import Mixture, PhaseSettings
+from training.model import LanguageModel
+from training.parallel import World, join_world, leave_world
+from training.presets import build_model, model_config
+from training.schedule import ScheduleSettings
+from training.settings import LoopSettings
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    yield join_world()
+    leave_world()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_data(tmp_path)
+    return tmp_path
+
+
+def settings(**changes: Any) -> LoopSettings:
+    values = {"global_batch": 8, "sequence_length": 64, "microbatch": 8, "validation_rows": 2, "checkpoint_every": 2}
+    return LoopSettings.model_validate(values | {"precision": "fp32"} | changes)
+
+
+def loader_of(folder: Path, steps: int, seed: int = 1) -> Loader:
+    sources = open_data(folder)
+    mixture = Mixture(
+        {name: len(source) for name, source in sources.items()}, [PhaseSettings(name="p", steps=steps)], 8, 9, seed
+    )
+    return Loader(sources, mixture, 8)
+
+
+def run(folder: Path, world: World, model: LanguageModel, loader: Loader, **changes: Any) -> None:
+    train(settings(**changes), model, loader, open_data(folder, "validation"), folder / "run", world, seed=0)
+
+
+def test_non_finite_steps_are_skipped_and_then_stop_the_run(folder: Path, world: World) -> None:
+    model = small_model()
+    torch.nn.init.constant_(model.model.lm_head.bias, float("nan"))
+    before = model.model.lm_head.weight.clone()
+    with pytest.raises(TrainingError, match="not finite 3 steps in a row"):
+        run(folder, world, model, open_loader(folder), patience=3)
+    rows = list(read_metrics(folder / "run" / "metrics.jsonl"))
+    assert [(row["step"], row["loss"], row["skipped"]) for row in rows] == [(1, None, 1), (2, None, 2), (3, None, 3)]
+    assert torch.equal(model.model.lm_head.weight.full_tensor(), before)
+
+
+def test_a_resume_on_other_data_or_another_model_is_refused(folder: Path, world: World) -> None:
+    run(folder, world, small_model(), loader_of(folder, 2))
+    with pytest.raises(TrainingError, match="belongs to another data"):
+        run(folder, world, small_model(), loader_of(folder, 2, seed=2))
+    config = model_config(
+        "phi-demo-3m", vocab_size=512, hidden_size=32, intermediate_size=64, num_attention_heads=1, num_hidden_layers=1
+    )
+    with pytest.raises(TrainingError, match="belongs to another model"):
+        run(folder, world, LanguageModel(build_model(config, 0), 0), loader_of(folder, 2))
+
+
+def test_an_unwritable_checkpoint_leaves_the_one_before(
+    folder: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    import training.checkpoint as checkpoint
+
+    run(folder, world, small_model(), loader_of(folder, 4), validate_every=99)
+    (last,) = (folder / "run" / "checkpoints").glob("step-00000004-*")
+    (last / "checkpoint.json").unlink()
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.dcp, "save", full)
+    with pytest.raises(TrainingError, match=r"could not be written: .*No space left on device"):
+        run(folder, world, small_model(), loader_of(folder, 4))
+    found = latest(folder / "run" / "checkpoints")
+    assert found is not None and found.step == 2
+
+
+def test_steps_are_those_of_plain_adamw(folder: Path, world: World) -> None:
+    """Two steps against a loop written out with torch alone."""
+    schedule = ScheduleSettings(kind="constant")
+    model, plain = small_model(), small_model()
+    for each in (model, plain):
+        each.model.config.resid_pdrop = 0.0
+        for module in each.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    loader = loader_of(folder, 2)
+    run(folder, world, model, loader, schedule=schedule, microbatch=3)
+    options = settings(schedule=schedule)
+    optimizer = make_optimizer(plain, options)
+    losses = []
+    for step in range(2):
+        ((tokens, targets),) = loader.batch(step, 0, 1).microbatches
+        hidden = plain.hidden(tokens)
+        loss = torch.nn.functional.cross_entropy(plain.model.lm_head(hidden).flatten(0, 1), targets.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), options.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    rows = list(read_metrics(folder / "run" / "metrics.jsonl"))
+    assert [row["loss"] for row in rows] == pytest.approx(losses, rel=1e-5)
+    for (name, found), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found.full_tensor(), expected, rtol=1e-3, atol=2e-4, msg=name)
+
+
+def test_metrics_hold_each_step_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, 0)
+    for step in (1, 2, 3):
+        file.append({"step": step, "attempt": 1})
+    with path.open("a") as torn:
+        torn.write('{"step": 4, "att')
+    file = MetricsFile(path, 2)
+    file.append({"step": 3, "attempt": 2})
+    assert [(row["step"], row["attempt"]) for row in read_metrics(path)] == [(1, 1), (2, 1), (3, 2)]

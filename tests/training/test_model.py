@@ -1,0 +1,121 @@
+"""Presets, the loss, the document mask: each against transformers' or torch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from hornbook.errors import ModelError
+from training.document_mask import document_attention, document_numbers, document_positions
+from training.loss import IGNORED, chunked_cross_entropy
+from training.model import LanguageModel
+from training.presets import build_model, count_parameters, model_config
+
+SMALL: dict[str, dict[str, Any]] = {
+    "phi-demo-3m": {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "num_hidden_layers": 2},
+    "tinystories-1m": {"num_heads": 2, "num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 7},
+    "mobilellm-125m": {
+        "hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1,
+        "num_hidden_layers": 2,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(params=list(SMALL))
+def small(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A small model of each architecture."""
+    yield build_model(model_config(request.param, vocab_size=97, **SMALL[request.param]), seed=1)
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters"),
+    [
+        ("phi-demo-3m", 3_355_264),
+        ("tinystories-1m", 3_745_984),
+        ("mobilellm-125m", 124_635_456),
+        ("mobilellm-350m", 345_355_200),
+        ("phi-1-small", 356_794_368),
+    ],
+)
+def test_presets_have_their_exact_size(preset: str, parameters: int) -> None:
+    assert count_parameters(model_config(preset)) == parameters
+
+
+def test_presets_are_named_and_initialised_by_seed() -> None:
+    with pytest.raises(ModelError, match="did you mean 'phi-demo-3m'"):
+        model_config("phi-demo-3")
+    config = model_config("phi-demo-3m", **SMALL["phi-demo-3m"])
+    one, same, other = (build_model(config, seed).lm_head.weight for seed in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_chunked_loss_is_the_cross_entropy(bias: bool) -> None:
+    torch.manual_seed(0)
+    tensors = [torch.randn(37, 16), torch.randn(97, 16), torch.randn(97)][: 3 if bias else 2]
+    targets = torch.randint(0, 97, (37,))
+    targets[::5] = IGNORED
+
+    def gradients(chunk: int | None) -> list[torch.Tensor]:
+        leaves = [tensor.double().requires_grad_() for tensor in tensors]
+        head_bias = leaves[2] if bias else None
+        if chunk is None:
+            logits = functional.linear(leaves[0], leaves[1], head_bias)
+            loss = functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+        else:
+            loss = chunked_cross_entropy(leaves[0], leaves[1], head_bias, targets, chunk)
+        (loss * 0.37).backward()
+        return [loss.detach(), *[leaf.grad for leaf in leaves if leaf.grad is not None]]
+
+    expected = gradients(None)
+    for chunk in (1, 8, 100):
+        found = gradients(chunk)
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_the_model_loss_is_transformers_own(small: Any) -> None:
+    small = small.double()
+    tokens = torch.randint(1, 97, (3, 24))
+    logits = small(input_ids=tokens).logits[:, :-1]  # not its own `loss`, which is float32 whatever the model is
+    expected = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    expected.backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in small.named_parameters()}
+    small.zero_grad()
+    wanted = torch.cat([tokens[:, 1:], torch.full((3, 1), IGNORED)], dim=1)
+    loss = LanguageModel(small, eos=0)(tokens, wanted) / (wanted != IGNORED).sum()
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
+    for name, parameter in small.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-5, atol=1e-8)
+
+
+def test_packed_documents_see_what_they_would_see_alone(small: Any) -> None:
+    small = small.double().eval()
+    torch.manual_seed(0)
+    documents = [torch.randint(1, 97, (length,)) for length in (11, 1, 20)]
+    opened = [torch.cat([torch.zeros(1, dtype=torch.int64), ids]) for ids in documents]
+    packed = torch.cat(opened)[None]
+    model = LanguageModel(small, eos=0)
+    with torch.no_grad():
+        together = small.get_output_embeddings()(model.hidden(packed))[0]
+        alone = torch.cat([small(input_ids=ids[None]).logits[0] for ids in opened])
+        unmasked = small(input_ids=packed).logits[0]
+    torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-7)  # GPT-Neo attends in float32 always
+    assert not torch.allclose(unmasked, alone, atol=1e-3)
+
+
+def test_document_numbers_positions_and_attention() -> None:
+    tokens = torch.tensor([[5, 6, 0, 7, 8, 0, 0, 9]])
+    numbers = document_numbers(tokens, eos=0)
+    assert numbers.tolist() == [[0, 0, 1, 1, 1, 2, 3, 3]]
+    assert document_positions(numbers).tolist() == [[0, 1, 0, 1, 2, 0, 0, 1]]
+    allowed = document_attention(numbers)[0, 0]
+    assert [row.nonzero().flatten().tolist() for row in allowed] == [
+        [0], [0, 1], [2], [2, 3], [2, 3, 4], [5], [6], [6, 7]
+    ]  # fmt: skip

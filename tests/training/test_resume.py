@@ -1,0 +1,112 @@
+"""Training in real processes: killed, stopped and resumed, with one, two and three workers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_run import STEPS, start, write_data
+
+from training.checkpoint import latest
+from training.metrics import read_metrics
+
+Rows = list[dict[str, Any]]
+PATIENCE = 200
+
+
+def metrics(folder: Path) -> Rows:
+    return list(read_metrics(folder / "run" / "metrics.jsonl"))
+
+
+def run(folder: Path, world: int) -> Rows:
+    """Run to the end; return the metrics rows."""
+    finish(start(folder, world))
+    return metrics(folder)
+
+
+def finish(processes: Sequence[BaseProcess]) -> None:
+    for process in processes:
+        process.join(PATIENCE)
+        assert process.exitcode == 0
+
+
+def wait_for_step(folder: Path, step: int, processes: Sequence[BaseProcess]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not any(row["step"] >= step for row in metrics(folder)):
+        assert time.monotonic() < deadline and all(process.is_alive() for process in processes)
+        time.sleep(0.02)
+
+
+def deterministic(rows: Rows) -> Rows:
+    """Leave out what a clock decides."""
+    timed = {"seconds", "tokens_per_second", "loader_wait_share"}
+    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two workers from beginning to end."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    write_data(folder)
+    run(folder, 2)
+    return folder
+
+
+def test_a_killed_and_a_stopped_run_continue_bit_for_bit(tmp_path: Path, uninterrupted: Path) -> None:
+    write_data(tmp_path)
+    processes = start(tmp_path, 2, pause=0.2)
+    wait_for_step(tmp_path, 6, processes)  # the checkpoint of step 4 is there, steps 5 and 6 will be done again
+    for process in processes:
+        process.kill()
+        process.join()
+    processes = start(tmp_path, 2, pause=0.2)
+    wait_for_step(tmp_path, 9, processes)
+    (tmp_path / "stop").touch()
+    finish(processes)
+    stopped_at = metrics(tmp_path)[-1]["step"]
+    assert 9 <= stopped_at < STEPS
+    saved = latest(tmp_path / "run" / "checkpoints")
+    assert saved is not None and saved.step == stopped_at
+    (tmp_path / "stop").unlink()
+    rows = run(tmp_path, 2)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert deterministic(rows) == deterministic(metrics(uninterrupted))
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_other_numbers_of_workers_continue_with_the_same_batches(
+    tmp_path: Path, uninterrupted: Path, world: int
+) -> None:
+    """They take over a checkpoint of two workers; three do not divide a batch of eight."""
+    expected = metrics(uninterrupted)
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    (finished,) = (tmp_path / "run" / "checkpoints").glob(f"step-{STEPS:08d}-*")
+    shutil.rmtree(finished)
+    rows = run(tmp_path, world)
+    for name in ("step", "phase", "batch_digest", "tokens", "lr"):
+        assert [row[name] for row in rows] == [row[name] for row in expected]
+    # each rank drops out other units, so the losses agree closely, not exactly
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected], abs=0.02)
+    assert rows[-1]["validation"] == pytest.approx(expected[-1]["validation"], abs=0.02)
+
+
+def test_a_torn_checkpoint_is_passed_over(uninterrupted: Path) -> None:
+    folder = uninterrupted / "run" / "checkpoints"
+    whole = latest(folder)
+    assert whole is not None and whole.step == STEPS
+    manifest = json.loads((whole.path / "checkpoint.json").read_text())
+    assert set(manifest["files"]) == {path.name for path in whole.path.glob("*.safetensors")}
+    shard = next(whole.path.glob("*.safetensors"))
+    original = shard.read_bytes()
+    for damaged in (original[:-1], original[:-1] + b"?"):
+        shard.write_bytes(damaged)
+        with pytest.warns(UserWarning, match="is torn and passed over"):
+            before = latest(folder)
+        assert before is not None and before.step == 12
+    shard.write_bytes(original)

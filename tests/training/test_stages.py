@@ -1,0 +1,270 @@
+"""The training stages from documents to an exported model, through Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from corpus import chat_documents, corpus, finish, python_documents
+
+from hornbook.artifact import THRESHOLD, Artifact
+from hornbook.errors import DataError, RecipeError, Stopped
+from hornbook.events import Events
+from hornbook.settings import validate
+from hornbook.stage import Stage, StageContext
+from hornbook.store import Store
+from training.metrics import read_metrics
+from training.pack import Pack
+from training.packed import describe, shard_index
+from training.pretrain import Pretrain
+from training.sft import Sft
+from training.shards import TokenSource
+from training.tokenizer import TokenizerStage
+
+DOCUMENTS, CHATS = 60, 40
+LOOP = {
+    "global_batch": 4, "sequence_length": 64, "microbatch": 2, "validate_every": 5, "checkpoint_every": 5,
+    "validation_rows": 4,
+}  # fmt: skip
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2}
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def no_engine(settings: Any) -> Any:
+    raise AssertionError("no engine is needed here")
+
+
+def stage_and_context(
+    kind: type[Stage],
+    store: Store,
+    name: str,
+    settings: dict[str, Any],
+    inputs: dict[str, dict[str, Artifact]],
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[Any, StageContext]:
+    """Return a stage and what the pipeline would hand it."""
+    context = StageContext(
+        artifact=Artifact(store, f"artifacts/{name}"),
+        inputs={role: list(found.values()) for role, found in inputs.items()},
+        input_stages={role: list(found) for role, found in inputs.items()},
+        stage=name, seed=7, run="test", events=Events(store, "runs/test"), stop_requested=stop, open_engine=no_engine,
+    )  # fmt: skip
+    return kind(name, validate(kind.Settings, settings, name), 7), context
+
+
+def run_stage(
+    kind: type[Stage],
+    store: Store,
+    name: str,
+    settings: dict[str, Any],
+    inputs: dict[str, dict[str, Artifact]],
+    stop: Callable[[], bool] = lambda: False,
+) -> Artifact:
+    """Run one stage on finished artifacts, as the pipeline does."""
+    stage, context = stage_and_context(kind, store, name, settings, inputs, stop)
+    result = stage.run(context)
+    finish(context.artifact, name, kind.produces, inputs, metrics=result.metrics, files=result.files)
+    return context.artifact
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(str(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture(scope="module")
+def web(store: Store) -> Artifact:
+    return corpus(store, "web", python_documents(DOCUMENTS))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(store: Store, web: Artifact) -> Artifact:
+    return run_stage(TokenizerStage, store, "tokenizer", {"vocabulary": 1024}, {"documents": {"web": web}})
+
+
+@pytest.fixture(scope="module")
+def packed(store: Store, web: Artifact, tokenizer: Artifact, ray_cluster: None) -> Artifact:
+    inputs = {"documents": {"web": web}, "tokenizer": {"tokenizer": tokenizer}}
+    return run_stage(Pack, store, "pack-web", {"validation_share": 0.1}, inputs)
+
+
+@pytest.fixture(scope="module")
+def packed_chat(store: Store, tokenizer: Artifact, ray_cluster: None) -> Artifact:
+    documents = chat_documents(CHATS)
+    bad = chat_documents(CHATS + 2)[CHATS:]
+    documents += [bad[0].__class__(**{**vars(bad[0]), "meta": {"chat": [{"role": "wizard", "content": "x"}]}})]
+    documents += [
+        bad[1].__class__(**{**vars(bad[1]), "meta": {"chat": [{"role": "assistant", "content": "a <|end|> b"}]}})
+    ]
+    inputs = {"documents": {"sums": corpus(store, "sums", documents)}, "tokenizer": {"tokenizer": tokenizer}}
+    return run_stage(Pack, store, "pack-sums", {"form": "chat", "validation_share": 0.1}, inputs)
+
+
+@pytest.fixture(scope="module")
+def pretrained(store: Store, tokenizer: Artifact, packed: Artifact) -> Artifact:
+    settings = {"model": SMALL, "phases": [{"name": "stable", "steps": 10}], "max_epochs": 50, "loop": LOOP}
+    inputs = {"tokens": {"pack-web": packed}, "tokenizer": {"tokenizer": tokenizer}}
+    return run_stage(Pretrain, store, "pretrain", settings, inputs)
+
+
+def test_the_tokenizer_round_trips_and_names_special_tokens(tokenizer: Artifact) -> None:
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(tokenizer.local_folder() / "tokenizer")
+    assert len(loaded) == tokenizer.manifest.metrics["entries"] == 1024
+    assert loaded.convert_tokens_to_ids(["<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]) == [
+        0, 1, 2, 3, 4
+    ]  # fmt: skip
+    for text in ("\tx = 'ünïcode'\r\n\n  😀 ", "a  b", " leading"):
+        assert loaded.decode(loaded(text, add_special_tokens=False).input_ids) == text
+    assert loaded("hello").input_ids[0] == loaded.bos_token_id == loaded.eos_token_id == 0
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]
+    rendered = loaded.apply_chat_template(chat, tokenize=False)
+    assert rendered == "<|endoftext|><|user|>\nHi<|end|>\n<|assistant|>\nYes.<|end|>\n"
+
+
+def test_packing_keeps_every_token_and_where_it_came_from(web: Artifact, tokenizer: Artifact, packed: Artifact) -> None:
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(tokenizer.local_folder() / "tokenizer")
+    documents = {row["key"]: row for table in web.tables() for row in table.to_pylist()}
+    spans = [row for table in packed.tables() for row in table.to_pylist()]
+    assert {span["key"] for span in spans} == set(documents)
+    assert packed.manifest.counts["rows"] == packed.manifest.counts["planned"] == DOCUMENTS
+    assert {span["split"] for span in spans} == {"train", "validation"}
+    source = TokenSource(packed.local_folder(), "train", 64, index=shard_index(packed))
+    assert source.tokens == packed.manifest.counts["train_tokens"]
+    random = np.random.default_rng(0)
+    for sequence in random.integers(0, len(source), 20):
+        tokens, trained = source.read(np.array([sequence]))
+        assert trained.all()
+        position = int(random.integers(0, 64))
+        found = source.locate(int(sequence), position)
+        text = documents[found.key]["text"]
+        ids = [*loaded(text, add_special_tokens=False).input_ids, 0]
+        assert ids[found.offset] == tokens[0, position] and found.corpus == "web"
+
+
+def test_a_threshold_selects_without_losing_count(store: Store, web: Artifact, tokenizer: Artifact) -> None:
+    import pyarrow as pa
+
+    from hornbook.parts import PartContent, commit_part, same_ids
+
+    scores = Artifact(store, "artifacts/scores")
+    for part in web.parts:
+        table = web.read(part, columns=["id", "key"])
+        values = pa.array([float(row % 2) for row in range(table.num_rows)], pa.float32())
+        content = PartContent(
+            table.append_column("score", values), planned=table.column("id").to_numpy(), unit_of=same_ids
+        )
+        commit_part(store, scores.folder, part.range, content)
+    store.write_json(f"{scores.folder}/{THRESHOLD}", {"threshold": 0.5})
+    finish(scores, "quality", "attributes", {"documents": {"web": web}}, files=[THRESHOLD])
+    inputs = {"documents": {"web": web}, "tokenizer": {"tokenizer": tokenizer}, "scores": {"quality": scores}}
+    chosen = run_stage(Pack, store, "pack-good", {"source": "good"}, inputs)
+    assert chosen.manifest.counts["rows"] == chosen.manifest.counts["below_threshold"] == DOCUMENTS / 2
+    assert chosen.manifest.counts["planned"] == DOCUMENTS and describe(chosen).source == "good"
+    with pytest.raises(DataError, match="no document is left"):
+        run_stage(Pack, store, "pack-none", {"minimum_score": 2.0}, inputs)
+    elsewhere = Artifact(store, "artifacts/scores-of-others")
+    store.write_json(f"{elsewhere.folder}/{THRESHOLD}", {"threshold": 0.5})
+    finish(elsewhere, "others", "attributes", {}, files=[THRESHOLD])
+    with pytest.raises(RecipeError, match="others scored other documents than"):
+        run_stage(Pack, store, "pack-others", {}, inputs | {"scores": {"others": elsewhere}})
+
+
+def test_chat_is_trained_on_answers_only(tokenizer: Artifact, packed_chat: Artifact) -> None:
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(tokenizer.local_folder() / "tokenizer")
+    assert packed_chat.manifest.reasons == {"bad-chat": 1, "special-token": 1}
+    source = TokenSource(packed_chat.local_folder(), "train", 64, "documents", shard_index(packed_chat))
+    tokens, trained = source.read(np.arange(len(source)))
+    for row, mask in zip(tokens, trained, strict=True):
+        said = loaded.decode(row[mask])
+        assert said.startswith("It is ") and said.endswith(".<|end|>")
+        assert loaded.decode(row).startswith("<|endoftext|><|user|>\nWhat is ")
+
+
+def test_pretraining_leaves_a_model_that_learned(pretrained: Artifact) -> None:
+    from transformers import AutoModelForCausalLM
+
+    metrics = pretrained.manifest.metrics
+    rows = list(read_metrics(pretrained.local_folder() / "metrics.jsonl"))
+    assert [row["step"] for row in rows] == list(range(1, 11)) and metrics["steps"] == 10
+    assert rows[-1]["validation"]["web"] < rows[4]["validation"]["web"]
+    assert metrics["tokens"] == 10 * 4 * 64 and metrics["mixture"][0]["sequences"] == 40
+    model = AutoModelForCausalLM.from_pretrained(pretrained.local_folder() / "model")
+    assert sum(parameter.numel() for parameter in model.parameters()) == metrics["parameters"]
+    assert not any("ray-train" in name for name, _ in pretrained.store.files(pretrained.folder))
+
+
+def test_a_training_token_is_traced_to_its_place_in_its_document(
+    store: Store, web: Artifact, tokenizer: Artifact, packed: Artifact
+) -> None:
+    from transformers import AutoTokenizer
+
+    settings = {"model": SMALL, "phases": [{"name": "stable", "steps": 10}], "max_epochs": 50, "loop": LOOP}
+    inputs = {"tokens": {"pack-web": packed}, "tokenizer": {"tokenizer": tokenizer}}
+    stage, context = stage_and_context(Pretrain, store, "traced", settings, inputs)
+    job = stage._job(context)
+    sources = job.open("train")
+    loaded = AutoTokenizer.from_pretrained(tokenizer.local_folder() / "tokenizer")
+    texts = {row["key"]: row["text"] for table in web.tables() for row in table.to_pylist()}
+    mixture = job.mixture(sources)
+    random = np.random.default_rng(1)
+    for step in (1, 4, 10):
+        draws = mixture.batch(step - 1)
+        for row in range(0, job.settings.global_batch, 3):
+            position = int(random.integers(0, job.settings.sequence_length))
+            tokens, _ = sources["web"].read(draws.sequence[row : row + 1])
+            found = stage.locate_token(context, step, row, position)
+            ids = [*loaded(texts[found.key], add_special_tokens=False).input_ids, 0]
+            assert ids[found.offset] == tokens[0, position]
+    for place in ((0, 0, 0), (11, 0, 0), (1, 10_000, 0), (1, 0, 10_000)):
+        with pytest.raises(DataError, match="there is no position"):
+            stage.locate_token(context, *place)
+
+
+def test_tuning_goes_on_from_the_pretrained_model(store: Store, pretrained: Artifact, packed_chat: Artifact) -> None:
+    settings = {"epochs": 2, "loop": LOOP, "workers": 1}
+    inputs = {"model": {"pretrain": pretrained}, "tokens": {"pack-sums": packed_chat}}
+    tuned = run_stage(Sft, store, "sft", settings, inputs)
+    rows = list(read_metrics(tuned.local_folder() / "metrics.jsonl"))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert (tuned.local_folder() / "model" / "tokenizer.json").exists()
+
+
+def test_a_stopped_run_ends_as_stopped_and_goes_on(store: Store, tokenizer: Artifact, packed: Artifact) -> None:
+    settings = {"model": SMALL, "phases": [{"name": "stable", "steps": 400}], "max_epochs": 500, "loop": LOOP}
+    inputs = {"tokens": {"pack-web": packed}, "tokenizer": {"tokenizer": tokenizer}}
+    folder = Path(str(store.local)) / "artifacts" / "stopped"
+    with pytest.raises(Stopped, match="stopped after step"):
+        run_stage(Pretrain, store, "stopped", settings, inputs, stop=(folder / "metrics.jsonl").exists)
+    assert list((folder / "checkpoints").glob("*/checkpoint.json"))
+
+
+def test_wrong_inputs_are_refused_before_any_worker_starts(
+    store: Store, tokenizer: Artifact, packed: Artifact, packed_chat: Artifact
+) -> None:
+    def pretrain(phase: dict[str, Any], tokens: Artifact, **settings: Any) -> None:
+        inputs = {"tokens": {"pack": tokens}, "tokenizer": {"tokenizer": tokenizer}}
+        values = {"model": SMALL, "phases": [{"name": "p", "steps": 5, **phase}], "loop": LOOP} | settings
+        run_stage(Pretrain, store, "refused", values, inputs)
+
+    with pytest.raises(RecipeError, match="stories, which is no source"):
+        pretrain({"weights": {"stories": 1}}, packed)
+    with pytest.raises(RecipeError, match="sum to nothing"):
+        pretrain({"weights": {"web": 0}}, packed)
+    with pytest.raises(RecipeError, match="epochs, 4 allowed"):
+        pretrain({"steps": 50_000}, packed)
+    with pytest.raises(DataError, match="holds chat"):
+        pretrain({}, packed_chat)
+    with pytest.raises(RecipeError, match="did you mean 'phi-demo-3m'"):
+        Pretrain(
+            "p", validate(Pretrain.Settings, {"preset": "phi-demo", "phases": [{"name": "p", "steps": 1}]}, "p"), 0
+        ).check()

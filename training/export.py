@@ -1,0 +1,232 @@
+"""Makes a model ready to use: a Hugging Face folder with a model card, proved to load in transformers and to serve in vLLM.
+
+Both write from the same prompts. What they wrote goes into the report, with how far vLLM's greedy words agree with
+transformers': another checkpoint conversion would disagree from the first token on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from hornbook.artifact import Artifact
+from hornbook.engines.interface import EngineSettings, Request, Sampling
+from hornbook.errors import ModelError
+from hornbook.plan import derive_seed
+from hornbook.settings import Settings
+from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
+
+if TYPE_CHECKING:
+    from hornbook.engines.pool import EngineHandle
+
+MODEL = "model"
+GREEDY_TOKENS = 16
+LEAST_AGREEMENT = 0.5
+STARTS = ("Once upon a time", "One day, a little girl", "The sun is", "def add(a, b):", "Water is")
+QUESTIONS = (
+    "What is a friend?",
+    "Why do plants need water?",
+    "What does the story teach us?",
+    "How do we count to ten?",
+    "What is the sun?",
+)
+
+
+class ExportSettings(Settings):
+    """How the exported model is tried out."""
+
+    starts: tuple[str, ...] = Field(STARTS, description="Beginnings that transformers continues.")
+    questions: tuple[str, ...] = Field(
+        QUESTIONS, min_length=1, description="Messages that vLLM and transformers answer."
+    )
+    sampling: Sampling = Field(Sampling(max_tokens=100), description="How the samples are drawn.")
+    serving: EngineSettings = Field(
+        EngineSettings(), description="The engine that serves it; the stage sets `model` and bounds `max_model_len`."
+    )
+    licence: str = Field("other", description="Licence in the model card.")
+
+
+class Export(Stage):
+    """Copies the model, writes its card, samples from it twice."""
+
+    kind = "export"
+    produces = "model"
+    Settings = ExportSettings
+    inputs: ClassVar[Mapping[str, Input]] = {"model": Input("model")}
+    settings: ExportSettings
+
+    def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
+        """Return the samples."""
+        samples = len(self.settings.starts) + 2 * len(self.settings.questions)
+        return Expected(planned=samples, unit="samples", rows=samples)
+
+    def run(self, context: StageContext) -> StageResult:
+        """Export, then load and serve what was exported.
+
+        Raises:
+            ModelError: transformers or vLLM does not load it, or they disagree.
+        """
+        source = context.input("model")
+        with context.scratch() as scratch:
+            folder = scratch / MODEL
+            _copy(source.local_folder() / MODEL, folder)
+            (folder / "README.md").write_text(model_card(source, context.stage, self.settings.licence))
+            files = context.save_folder(folder, MODEL)
+        folder = (
+            context.artifact.local_folder() / MODEL if context.artifact.store.local else source.local_folder() / MODEL
+        )
+        seed = derive_seed(context.seed, "samples")
+        with context.progress(len(self.settings.starts) + 2 * len(self.settings.questions), "samples") as progress:
+            samples, greedy = sample_with_transformers(folder, self.settings, seed)
+            progress.advance(len(samples))
+            context.check_stop()
+            handle = context.open_engine(_serving(self.settings.serving, folder))
+            served, served_greedy = asyncio.run(_sample_with_engine(handle, self.settings, seed))
+            progress.advance(len(served))
+        agreement = _agreement(greedy, served_greedy)
+        if self.settings.serving.kind == "vllm" and agreement < LEAST_AGREEMENT:
+            raise ModelError(
+                f"{self.settings.serving.kind} and transformers write different words from the same weights "
+                f"(they agree in {100 * agreement:.0f}% of the first {GREEDY_TOKENS} tokens): {greedy} {served_greedy}",
+                "use another engine for this architecture",
+            )
+        return StageResult(
+            metrics={"samples": _alternating(samples, served), "greedy_agreement": round(agreement, 4)}, files=files
+        )
+
+
+def sample_with_transformers(
+    folder: Path, settings: ExportSettings, seed: int
+) -> tuple[list[dict[str, str]], list[str]]:
+    """Return samples (from starts, then answers) and the greedy answers' first words.
+
+    Raises:
+        ModelError: the folder does not load without remote code.
+    """
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32).eval()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} does not load in transformers: {error}") from error
+    room = model.config.max_position_embeddings - settings.sampling.max_tokens
+
+    def write(inputs: Any, tokens: int, sampled: bool) -> str:
+        options: dict[str, Any] = {"do_sample": sampled, "max_new_tokens": tokens}
+        if sampled:
+            options |= {"temperature": settings.sampling.temperature, "top_p": settings.sampling.top_p}
+        ids = inputs["input_ids"][:, -max(room, 1) :]
+        output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+        return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+
+    def chat(question: str) -> Any:
+        message = [{"role": "user", "content": question}]
+        return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokens = settings.sampling.max_tokens
+        samples = [
+            {"prompt": start, "text": write(tokenizer(start, return_tensors="pt"), tokens, True)}
+            for start in settings.starts
+        ]
+        samples += [{"prompt": each, "text": write(chat(each), tokens, True)} for each in settings.questions]
+        greedy = [write(chat(each), GREEDY_TOKENS, False) for each in settings.questions]
+    return [{"engine": "transformers"} | sample for sample in samples], greedy
+
+
+async def _sample_with_engine(
+    handle: EngineHandle, settings: ExportSettings, seed: int
+) -> tuple[list[dict[str, str]], list[str]]:
+    """Return the engine's answers and its greedy answers' first words."""
+    requests = [
+        Request(
+            messages=({"role": "user", "content": question},), seed=derive_seed(seed, number), tag=f"export/{number}"
+        )
+        for number, question in enumerate(settings.questions)
+    ]
+    replies = await handle.generate(requests, settings.sampling)
+    greedy = await handle.generate(requests, Sampling(temperature=0, max_tokens=GREEDY_TOKENS))
+    if failed := [reply.error for reply in [*replies, *greedy] if reply.finish_reason == "error"]:
+        raise ModelError(f"{settings.serving.kind} does not serve the exported model: {failed[0]}")
+    samples = [
+        {"engine": settings.serving.kind, "prompt": question, "text": reply.text}
+        for question, reply in zip(settings.questions, replies, strict=True)
+    ]
+    return samples, [reply.text for reply in greedy]
+
+
+def model_card(source: Artifact, stage: str, licence: str) -> str:
+    """Return a README.md: what the model is, what it was made from, artifact by artifact, and how to load it."""
+    manifest = source.manifest
+    lines = [
+        "---", f"license: {licence}", "library_name: transformers", "pipeline_tag: text-generation", "---", "",
+        f"# {manifest.stage}", "",
+        "A small language model trained with hornbook. Loads with `AutoModelForCausalLM.from_pretrained` and in vLLM, no",
+        "remote code. Small models repeat themselves and make things up; do not rely on what they say.", "",
+        "## Made from", "",
+    ]  # fmt: skip
+    lines += _lineage(source, 0)
+    figures = {name: manifest.metrics[name] for name in ("steps", "tokens", "parameters", "loss", "validation")
+               if name in manifest.metrics}  # fmt: skip
+    lines += [
+        "",
+        "## Figures",
+        "",
+        "```json",
+        json.dumps(figures, indent=1),
+        "```",
+        "",
+        f"Exported by stage `{stage}`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _lineage(artifact: Artifact, depth: int) -> list[str]:
+    manifest = artifact.manifest
+    rows = int(manifest.counts.get("rows", 0))
+    models = f", with {', '.join(manifest.models)}" if manifest.models else ""
+    held = f", {rows:,} rows" if rows else ""
+    lines = [f"{'  ' * depth}- `{manifest.stage}` ({manifest.kind}{held}{models}), digest {manifest.digest[:16]}"]
+    for references in manifest.inputs.values():
+        for reference in references:
+            lines += _lineage(Artifact(artifact.store, reference.folder), depth + 1)
+    return lines
+
+
+def _serving(settings: EngineSettings, folder: Path) -> EngineSettings:
+    context = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    return settings.model_copy(update={"model": str(folder), "max_model_len": min(settings.max_model_len, context)})
+
+
+def _copy(source: Path, target: Path) -> None:
+    import shutil
+
+    shutil.copytree(source, target)
+
+
+def _agreement(one: Sequence[str], other: Sequence[str]) -> float:
+    """Return the share of characters up to the first difference, over all pairs."""
+    same = total = 0
+    for left, right in zip(one, other, strict=True):
+        total += max(len(left), len(right))
+        same += next(
+            (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right))
+        )
+    return same / total if total else 1.0
+
+
+def _alternating(one: Sequence[dict[str, str]], other: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Return both lists' samples in turn, so that the first ten show both."""
+    longest = max(len(one), len(other))
+    return [found[number] for number in range(longest) for found in (one, other) if number < len(found)]

@@ -1,0 +1,138 @@
+"""One training run as a value: all that a worker needs, wherever it is started (Ray, torchrun, a plain process)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hornbook.errors import RecipeError
+from training.mixture import Mixture, PhaseSettings
+from training.settings import LoopSettings
+from training.shards import Rows, ShardIndex, Split, TokenSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from training.loop import Outcome
+    from training.parallel import World
+
+
+class Folder(Protocol):
+    """Something that gives a local folder on the node where it is asked (an artifact)."""
+
+    def local_folder(self) -> Path:
+        """Return the local path."""
+        ...
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A packed corpus: what a mixture calls it, where its shards lie, and which."""
+
+    name: str
+    folder: Folder
+    index: ShardIndex
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training run.
+
+    Attributes:
+        settings: of the loop.
+        corpora: packed with one tokenizer.
+        rows: how training rows are cut.
+        phases: the mixture.
+        max_epochs: over each corpus.
+        seed: of order and dropout.
+        folder: absolute path that all workers see: checkpoints and metrics.
+        preset: the model's preset, if it starts from nothing; `overrides` are fields of its configuration.
+        start: folder of the model to start from, else.
+    """
+
+    settings: LoopSettings
+    corpora: Sequence[Corpus]
+    rows: Rows
+    phases: Sequence[PhaseSettings]
+    max_epochs: float
+    seed: int
+    folder: Path
+    preset: str = ""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    start: Folder | None = None
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all."""
+        return sum(phase.steps for phase in self.phases)
+
+    def open(self, split: Split) -> dict[str, TokenSource]:
+        """Open the corpora, on the node that reads them."""
+        length = self.settings.sequence_length
+        return {
+            corpus.name: TokenSource(corpus.folder.local_folder(), split, length, self.rows, corpus.index)
+            for corpus in self.corpora
+        }
+
+    def mixture(self, sources: Mapping[str, TokenSource]) -> Mixture:
+        """Return the plan of the batches. Raises RecipeError as Mixture does."""
+        sizes = {name: len(source) for name, source in sources.items()}
+        return Mixture(sizes, self.phases, self.settings.global_batch, self.max_epochs, self.seed)
+
+    def model(self) -> PreTrainedModel:
+        """Return the model to train, plain, float32, on the CPU.
+
+        Raises:
+            RecipeError: a model override that its configuration does not have, or rows longer than its context.
+        """
+        import torch
+        import transformers
+        from transformers import AutoModelForCausalLM
+
+        transformers.utils.logging.disable_progress_bar()
+        from training.presets import build_model, model_config
+
+        if self.start is None:
+            known = model_config(self.preset)
+            if unknown := [name for name in self.overrides if not hasattr(known, name)]:
+                raise RecipeError(f"{self.preset} has no configuration field {', '.join(unknown)}")
+            model = build_model(model_config(self.preset, **self.overrides), self.seed)
+        else:
+            folder = self.start.local_folder() / "model"
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        context = model.config.max_position_embeddings
+        if self.settings.sequence_length > context:
+            raise RecipeError(
+                f"rows of {self.settings.sequence_length} tokens do not fit the model's context of {context}",
+                "lower loop.sequence_length, or set model.max_position_embeddings",
+            )
+        return model
+
+    def train(
+        self, world: World, stop: Callable[[], bool], progress: Callable[[dict[str, Any]], None] = lambda row: None
+    ) -> Outcome:
+        """Run this process's part of the job; see `training.loop.train`."""
+        from training.loader import Loader
+        from training.loop import train
+        from training.model import LanguageModel
+
+        sources = self.open("train")
+        loader = Loader(sources, self.mixture(sources), self.settings.microbatch)
+        model = LanguageModel(self.model(), self.corpora[0].index.eos, self.settings.document_mask)
+        return train(
+            self.settings, model, loader, self.open("validation"), self.folder, world, self.seed, stop, progress
+        )
+
+    def trained_model(self) -> PreTrainedModel:
+        """Return the model of the latest checkpoint, plain, float32, on the CPU."""
+        from training import checkpoint
+        from training.model import LanguageModel
+
+        model = self.model()
+        found = checkpoint.latest(self.folder / "checkpoints")
+        if found is None:
+            raise FileNotFoundError(f"{self.folder / 'checkpoints'} holds no whole checkpoint")
+        checkpoint.load_weights(found, LanguageModel(model, self.corpora[0].index.eos))
+        return model

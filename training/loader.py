@@ -1,0 +1,178 @@
+"""The batch of a step, read ahead in a thread: a pure function of (data, seed, step), shared out by rank.
+
+A global batch is the same whatever the number of workers; each takes a contiguous share of its slots. Shares may differ by
+one row: every rank runs the same number of microbatches (a rank that ran fewer would leave the others waiting in FSDP's
+collectives), filled up with rows that count nothing, and the loss is divided by the targets of the whole global batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from training.loss import IGNORED
+from training.mixture import Mixture
+from training.shards import TokenSource
+
+DIGEST_BITS = 48
+PADDING_MULTIPLE = 64
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of a global batch.
+
+    Attributes:
+        step: 0 for the first.
+        phase: name of the mixture phase.
+        microbatches: pairs (tokens, targets) of int64 (rows, T); the same number on every rank.
+        targets: how many targets this share holds.
+        tokens: how many tokens this share holds, padding left out.
+        digest: sum modulo 2^48 of a hash of each row with its slot; the sum over ranks names the global batch.
+    """
+
+    step: int
+    phase: str
+    microbatches: list[tuple[torch.Tensor, torch.Tensor]]
+    targets: int
+    tokens: int
+    digest: int
+
+
+class Loader:
+    """Reads batches of a mixture.
+
+    Args:
+        sources: by name, in the mixture's order; all of one sequence length and vocabulary.
+        mixture: says which rows stand where.
+        microbatch: rows per forward pass.
+    """
+
+    def __init__(self, sources: Mapping[str, TokenSource], mixture: Mixture, microbatch: int) -> None:
+        self.sources = [sources[name] for name in mixture.sources]
+        self.mixture = mixture
+        self.microbatch = microbatch
+
+    def fingerprint(self) -> str:
+        """Return a hash of all that decides the batches; a resume under another one is refused."""
+        made_of = [self.mixture.fingerprint()]
+        for source in self.sources:
+            made_of.append(repr((source.index.fingerprint(source.split), source.sequence_length, source.rows)))
+        return hashlib.sha256("\n".join(made_of).encode()).hexdigest()
+
+    def batch(self, step: int, rank: int, world: int) -> Batch:
+        """Return `rank`'s share of the global batch of `step`."""
+        draws = self.mixture.batch(step)
+        low, high = share(len(draws.source), rank, world)
+        length = self.sources[0].sequence_length
+        tokens = np.zeros((high - low, length + 1), dtype=np.int64)
+        trained = np.zeros((high - low, length + 1), dtype=bool)
+        for number, source in enumerate(self.sources):
+            rows = np.flatnonzero(draws.source[low:high] == number)
+            if len(rows):
+                tokens[rows], trained[rows] = source.read(draws.sequence[low:high][rows])
+        digest = 0
+        for row, slot in enumerate(range(low, high)):
+            named = f"{slot} {draws.source[slot]} {draws.sequence[slot]}".encode()
+            hashed = hashlib.blake2b(tokens[row].tobytes() + named, digest_size=DIGEST_BITS // 8).digest()
+            digest += int.from_bytes(hashed, "little")
+        most = -(-len(draws.source) // world)  # rows of the largest share
+        inputs, targets = inputs_and_targets(tokens, trained)
+        return Batch(
+            step=step,
+            phase=draws.phase,
+            microbatches=list(microbatches(inputs, targets, self.microbatch, -(-most // self.microbatch))),
+            targets=int((targets != IGNORED).sum()),
+            tokens=int(_used(targets).sum()),
+            digest=digest % (1 << DIGEST_BITS),
+        )
+
+    def batches(self, first: int, last: int, rank: int, world: int) -> Prefetched:
+        """Return this rank's batches of steps `first` to `last` (excluded), read ahead."""
+        return Prefetched(lambda step: self.batch(step, rank, world), range(first, last))
+
+
+def share(rows: int, rank: int, world: int) -> tuple[int, int]:
+    """Return the slots [low, high) of a rank: contiguous, sizes differ by at most one, larger ones first."""
+    each, extra = divmod(rows, world)
+    low = rank * each + min(rank, extra)
+    return low, low + each + (rank < extra)
+
+
+def inputs_and_targets(tokens: np.ndarray, trained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cut rows of T+1 tokens into int64 inputs and targets of T; a target that is not trained on is IGNORED."""
+    return tokens[:, :-1], np.where(trained[:, 1:], tokens[:, 1:], IGNORED)
+
+
+def microbatches(
+    inputs: np.ndarray, targets: np.ndarray, rows: int, count: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield exactly `count` microbatches of at most `rows` rows; missing ones are one row without targets.
+
+    Columns that nothing reads (behind the last target of every row) are cut off, to a multiple of 64.
+    """
+    for number in range(count):
+        picked = slice(number * rows, (number + 1) * rows)
+        used = _used(targets[picked])
+        longest = int(used.max()) if used.size else 0
+        length = min(max(-(-longest // PADDING_MULTIPLE), 1) * PADDING_MULTIPLE, inputs.shape[1])
+        if not used.size:
+            yield torch.zeros(1, length, dtype=torch.int64), torch.full((1, length), IGNORED)
+            continue
+        yield (
+            torch.from_numpy(np.ascontiguousarray(inputs[picked, :length])),
+            torch.from_numpy(np.ascontiguousarray(targets[picked, :length])),
+        )
+
+
+def _used(targets: np.ndarray) -> np.ndarray:
+    """Return how many leading tokens of each row its targets need: the position behind the last target."""
+    return np.where(targets != IGNORED, np.arange(1, targets.shape[1] + 1), 0).max(axis=1, initial=0)
+
+
+class Prefetched:
+    """Iterates over batches that a thread reads ahead; counts the seconds that the consumer had to wait."""
+
+    def __init__(self, read: Callable[[int], Batch], steps: Sequence[int], ahead: int = 4) -> None:
+        self.waited = 0.0
+        self._read, self._steps = read, steps
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=ahead)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="loader", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in self._steps:
+            began = time.perf_counter()
+            batch = self._ready.get()
+            self.waited += time.perf_counter() - began
+            if isinstance(batch, BaseException):
+                raise batch
+            yield batch
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._closed.set()
+        self._thread.join(timeout=5)
+
+    def _work(self) -> None:
+        for step in self._steps:
+            try:
+                batch: Batch | BaseException = self._read(step)
+            except BaseException as error:  # handed to the consumer, who raises it
+                batch = error
+            while not self._closed.is_set():
+                try:
+                    self._ready.put(batch, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if self._closed.is_set() or isinstance(batch, BaseException):
+                return

@@ -1,0 +1,41 @@
+"""`metrics.jsonl`: one row per step, each step exactly once, however often the run was killed and resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class MetricsFile:
+    """Appends rows; opened at a step, it first drops rows of steps that the checkpoint does not hold.
+
+    Args:
+        path: the file; made if missing.
+        step: optimizer steps that the resumed checkpoint holds (0: a fresh start).
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [json.dumps(row) + "\n" for row in read_metrics(path) if row["step"] <= step]
+        temporary = path.with_name(f".{path.name}")
+        temporary.write_text("".join(kept))
+        temporary.replace(path)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Append one row; it is in the file when this returns."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a metrics file; a torn last line is passed over."""
+    if not path.exists():
+        return
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue

@@ -1,0 +1,61 @@
+"""What the loop trains: a transformers model and its loss behind one forward call.
+
+The loss is computed inside this module's forward because FSDP gathers the root's parameters (embedding and head) only
+there; from outside, a plain tensor would meet a sharded one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from training.document_mask import document_attention, document_numbers, document_positions
+from training.loss import chunked_cross_entropy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class LanguageModel(nn.Module):
+    """A causal language model with its summed next-token loss.
+
+    Args:
+        model: any transformers causal language model with a linear head.
+        eos: end-of-text id, where documents meet in a packed row.
+        document_mask: keep the documents of a row from seeing each other.
+    """
+
+    def __init__(self, model: PreTrainedModel, eos: int, document_mask: bool = True) -> None:
+        super().__init__()
+        self.model = model
+        self.eos = eos
+        self.document_mask = document_mask
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks, the unit of checkpointing, compilation and sharding."""
+        for module in self.model.base_model.children():
+            if isinstance(module, nn.ModuleList):
+                return module
+        raise TypeError(f"{type(self.model).__name__} has no list of blocks")
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the summed loss, float32 scalar. tokens, targets: int64 (rows, T); targets of -100 count nothing."""
+        hidden = self.hidden(tokens)
+        head = self.model.get_output_embeddings()
+        return chunked_cross_entropy(hidden.flatten(0, 1), head.weight, getattr(head, "bias", None), targets.flatten())
+
+    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the last hidden states, (rows, T, width)."""
+        arguments: dict[str, torch.Tensor] = {}
+        if self.document_mask:
+            numbers = document_numbers(tokens, self.eos)
+            allowed = document_attention(numbers)
+            if self.model.config._attn_implementation == "eager":  # adds its mask to the scores
+                dtype = next(self.model.parameters()).dtype
+                allowed = torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
+            arguments = {"attention_mask": allowed, "position_ids": document_positions(numbers)}
+        hidden: torch.Tensor = self.model.base_model(input_ids=tokens, use_cache=False, **arguments).last_hidden_state
+        return hidden

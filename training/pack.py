@@ -1,0 +1,227 @@
+"""Turns documents into token shards: one part of the corpus becomes one shard, in parallel, and none waits for another.
+
+Which documents are kept (a threshold on a score) is decided here, so that a threshold changes without scoring again.
+Some documents are held out for validation, by the hash of their key: the same document is held out in every corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from hornbook.artifact import THRESHOLD, Artifact
+from hornbook.chat import chat_of
+from hornbook.documents import Reject, rejects_table
+from hornbook.errors import DataError, ModelError, RecipeError
+from hornbook.parts import PartCommit, PartContent, PartRange, same_ids
+from hornbook.partwork import PartMaker
+from hornbook.plan import derive_seed
+from hornbook.settings import Settings, runtime
+from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
+from training.packed import DESCRIPTION, PackDescription, tokenizer_hash
+from training.shards import ShardBuilder, Split
+
+TOKENIZER = "tokenizer"
+
+
+class PackSettings(Settings):
+    """What is packed, and how."""
+
+    form: Literal["text", "chat"] = Field(
+        "text", description="text: documents. chat: conversations, trained on what the assistant says only."
+    )
+    source: str = Field("", description="What the corpus is called in a mixture; default: the stage that made it.")
+    minimum_score: float | None = Field(
+        None, description="With scores: keep documents from this score on; default: the threshold that the scores name."
+    )
+    validation_share: float = Field(0.02, ge=0, lt=1, description="Share of the documents held out for validation.")
+    workers: int | None = runtime(None, ge=1, description="Most packing workers; default: one per processor.")
+
+
+class Pack(Stage):
+    """Packs one corpus."""
+
+    kind = "pack"
+    produces = "tokens"
+    Settings = PackSettings
+    inputs: ClassVar[Mapping[str, Input]] = {
+        "documents": Input("documents"),
+        "tokenizer": Input("tokenizer"),
+        "scores": Input("attributes", optional=True),
+    }
+    settings: PackSettings
+
+    def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
+        """Return as many documents as there are, at most."""
+        documents = inputs["documents"][0]
+        return Expected(planned=documents.rows, unit="documents", rows=documents.rows, tokens=documents.tokens)
+
+    def run(self, context: StageContext) -> StageResult:
+        """Pack each part of the input into a shard of the same range."""
+        documents, scores = context.input("documents"), context.optional_input("scores")
+        tokenizer = context.input("tokenizer").local_folder() / TOKENIZER
+        if scores is not None:
+            self._require_scores_of(documents, scores)
+        maker = PackPart(self.settings, documents, context.input("tokenizer"), scores, self._threshold(scores))
+        description = maker.describe(self.settings.source or context.input_stages["documents"][0], tokenizer)
+        store = context.artifact.store
+        store.write(f"{context.artifact.folder}/{DESCRIPTION}", description.model_dump_json(indent=1).encode())
+        totals = context.make_parts(maker, [part.range for part in documents.parts], unit="documents")
+        if not totals.counts.get("train_tokens"):
+            raise DataError(
+                f"{self.name}: no document is left to train on: {totals.planned} planned, {totals.rejected} rejected, "
+                f"{int(totals.counts.get('below_threshold', 0))} below the threshold",
+                "lower minimum_score, or look at the rejects with `hornbook show`",
+            )
+        figures = {name: int(value) for name, value in totals.counts.items()}
+        return StageResult(
+            metrics={"source": description.source, "minimum_score": maker.threshold, **figures}, files=[DESCRIPTION]
+        )
+
+    def _require_scores_of(self, documents: Artifact, scores: Artifact) -> None:
+        scored = [reference.digest for references in scores.manifest.inputs.values() for reference in references]
+        if documents.manifest.digest not in scored:
+            raise RecipeError(
+                f"{self.name}: {scores.manifest.stage} scored other documents than {documents.manifest.stage}",
+                "let `documents` name the corpus that `scores` was made from",
+            )
+
+    def _threshold(self, scores: Artifact | None) -> float | None:
+        if scores is None:
+            if self.settings.minimum_score is not None:
+                raise RecipeError(f"{self.name}: minimum_score needs scores", "name a scoring stage as input `scores`")
+            return None
+        if self.settings.minimum_score is not None:
+            return self.settings.minimum_score
+        if all(entry.name != THRESHOLD for entry in scores.manifest.files):
+            raise RecipeError(f"{self.name}: {scores.manifest.stage} names no threshold", "set minimum_score")
+        return float(scores.store.read_json(f"{scores.folder}/{THRESHOLD}")["threshold"])
+
+
+class PackPart(PartMaker):
+    """Packs the documents of one part."""
+
+    def __init__(
+        self,
+        settings: PackSettings,
+        documents: Artifact,
+        tokenizer: Artifact,
+        scores: Artifact | None,
+        threshold: float | None,
+    ) -> None:
+        self.settings, self.documents, self.tokenizer = settings, documents, tokenizer
+        self.scores, self.threshold = scores, threshold
+        self.max_workers = settings.workers
+
+    def setup(self) -> None:
+        """Load the tokenizer."""
+        import os
+
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one processor per worker
+        self.load(self.tokenizer.local_folder() / TOKENIZER)
+        self.parts: dict[int, PartCommit] = {part.start: part for part in self.documents.parts}
+        self.scored: dict[int, PartCommit] = {part.start: part for part in self.scores.parts} if self.scores else {}
+
+    def load(self, folder: Path) -> None:
+        """Load the tokenizer from a local folder. Raises ModelError if it cannot serve."""
+        from transformers import AutoTokenizer
+
+        self.transformers_tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        if self.transformers_tokenizer.eos_token_id is None:
+            raise ModelError(f"the tokenizer {folder} has no end-of-text token", "choose one with an eos_token")
+        if self.settings.form == "chat" and "{% generation %}" not in (self.transformers_tokenizer.chat_template or ""):
+            raise ModelError(
+                f"the tokenizer {folder} has no chat template that marks the assistant's words",
+                "put {% generation %} and {% endgeneration %} around them in its chat_template",
+            )
+        self.eos = int(self.transformers_tokenizer.eos_token_id)
+        self.backend = self.transformers_tokenizer.backend_tokenizer
+        self.special = [token for token in self.transformers_tokenizer.all_special_tokens if token]
+
+    def describe(self, source: str, folder: Path) -> PackDescription:
+        """Return the description of what this maker makes."""
+        self.load(folder)
+        found = PackDescription(
+            source=source,
+            kind=self.settings.form,
+            vocabulary=len(self.transformers_tokenizer),
+            eos=self.eos,
+            tokenizer=tokenizer_hash(folder),
+        )
+        del self.transformers_tokenizer, self.backend  # not to be pickled to the workers
+        return found
+
+    def make(self, part: PartRange) -> PartContent:
+        """Return the shard of a range: its spans as rows, tokens and masks as files."""
+        table = self.documents.read(self.parts[part.start], columns=["id", "key", "text", "source", "meta"])
+        ids = table.column("id").to_numpy()
+        kept = self._kept(part, ids)
+        builder = ShardBuilder(self.eos, len(self.transformers_tokenizer), masked=self.settings.form == "chat")
+        rejects = []
+        encoded = self._encode(table.filter(kept))
+        for row, tokens in zip(table.filter(kept).select(["id", "key", "source"]).to_pylist(), encoded, strict=True):
+            if isinstance(tokens, str):
+                reason, _, detail = tokens.partition(": ")
+                rejects.append(Reject(row["id"], "document", reason, detail))
+                continue
+            split = held_out(row["key"], self.settings.validation_share)
+            builder.add(row["id"], row["key"], row["source"], split, *tokens)
+        counts = builder.counts()
+        return PartContent(
+            table=builder.spans(),
+            rejects=rejects_table(rejects),
+            planned=ids,
+            unit_of=same_ids,
+            files=builder.files(),
+            counts=counts
+            | {"tokens": counts["train_tokens"] + counts["validation_tokens"], "below_threshold": int((~kept).sum())},
+        )
+
+    def _kept(self, part: PartRange, ids: np.ndarray) -> np.ndarray:
+        """Return which documents reach the threshold, bool (documents,); one without a score does not."""
+        if self.scores is None or self.threshold is None:
+            return np.ones(len(ids), dtype=bool)
+        if part.start not in self.scored:
+            raise DataError(
+                f"{self.scores.folder} does not score these documents", "let `documents` name the corpus it scored"
+            )
+        table = self.scores.read(self.scored[part.start], columns=["id", "score"])
+        good = table.column("id").to_numpy()[table.column("score").to_numpy() >= self.threshold]
+        return np.isin(ids, good)
+
+    def _encode(self, table: Any) -> list[tuple[np.ndarray, np.ndarray | None] | str]:
+        """Return (ids, mask) of each document, or `reason: detail` of its reject."""
+        if self.settings.form == "chat":
+            return [self._encode_chat(meta) for meta in table.column("meta").to_pylist()]
+        self.backend.encode_special_tokens = True  # a document that says <|endoftext|> does not end there
+        texts = table.column("text").to_pylist()
+        encodings = self.backend.encode_batch(texts, add_special_tokens=False)
+        return [
+            (np.array(encoding.ids, dtype=np.int64), None) if encoding.ids else "empty: no token"
+            for encoding in encodings
+        ]
+
+    def _encode_chat(self, meta: str) -> tuple[np.ndarray, np.ndarray | None] | str:
+        try:
+            chat = chat_of(meta)
+        except ValueError as error:
+            return f"bad-chat: {error}"
+        if found := [token for token in self.special for message in chat if token in message["content"]]:
+            return f"special-token: {found[0]} in a turn's text"
+        self.backend.encode_special_tokens = False
+        rendered = self.transformers_tokenizer.apply_chat_template(
+            list(chat), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids, mask = np.array(rendered["input_ids"]), np.array(rendered["assistant_masks"], dtype=bool)
+        if len(ids) and ids[0] == self.eos:  # every training row begins with it anyhow
+            ids, mask = ids[1:], mask[1:]
+        return (ids, mask) if mask.any() else "no-target: the template marks nothing of this conversation"
+
+
+def held_out(key: bytes, share: float) -> Split:
+    """Return the split that a document belongs to: a pure function of its key."""
+    return "validation" if derive_seed("validation", key.hex()) < share * (1 << 63) else "train"

@@ -1,0 +1,44 @@
+"""Learning-rate schedules as pure functions of the step, so that a resumed run has nothing to restore."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from hornbook.settings import Settings
+
+
+class ScheduleSettings(Settings):
+    """How the learning rate moves from step to step."""
+
+    kind: Literal["constant", "linear", "cosine", "wsd"] = Field(
+        "cosine",
+        description="constant; linear to the floor; cosine rescaled to the floor; wsd: warm up, stay, decay linearly.",
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up from zero.")
+    floor: float = Field(0.1, ge=0, le=1, description="Last learning rate as a share of the peak.")
+    decay_share: float = Field(0.2, gt=0, le=1, description="wsd: share of all steps that the decay takes.")
+
+
+def learning_rate_share(settings: ScheduleSettings, step: int, steps: int) -> float:
+    """Return the learning rate of a step as a share of the peak.
+
+    Args:
+        step: 0 for the first optimizer step.
+        steps: all optimizer steps of the run.
+
+    Warm-up reaches the peak at step `warmup_steps`; the last step stands at the floor (cosine: Loshchilov and Hutter,
+    arXiv 1608.03983; wsd: MiniCPM, arXiv 2404.06395).
+    """
+    if step < settings.warmup_steps:
+        return (step + 1) / (settings.warmup_steps + 1)
+    if settings.kind == "constant":
+        return 1.0
+    begin = settings.warmup_steps
+    if settings.kind == "wsd":
+        begin = max(begin, steps - max(1, round(settings.decay_share * steps)))
+    left = 1.0 - min(max((step - begin) / max(steps - 1 - begin, 1), 0.0), 1.0)
+    share = 0.5 * (1.0 - math.cos(math.pi * left)) if settings.kind == "cosine" else left
+    return settings.floor + (1.0 - settings.floor) * share

@@ -1,0 +1,35 @@
+"""The settings of the training loop, apart from it so that `hornbook stages` reads them without loading torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from hornbook.settings import Settings, runtime
+from training.schedule import ScheduleSettings
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+class LoopSettings(Settings):
+    """How a model is trained, whatever on."""
+
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
+    weight_decay: float = Field(0.1, ge=0, description="Decay of matrices; biases and norms have none.")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's averaging of gradients and their squares.")
+    epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the whole gradient; longer ones are scaled down.")
+    schedule: ScheduleSettings = Field(ScheduleSettings(), description="How the learning rate moves.")
+    global_batch: int = Field(32, ge=1, description="Rows per optimizer step, over all workers.")
+    sequence_length: int = Field(256, ge=2, description="Tokens per row.")
+    document_mask: bool = Field(True, description="Packed documents do not see each other.")
+    precision: Precision = Field("auto", description="bf16 or fp32 compute; auto: bf16 where the hardware has it.")
+    microbatch: int = runtime(16, ge=1, description="Rows per forward pass of one worker.")
+    compile: bool | None = runtime(None, description="torch.compile each block; default: on a GPU.")
+    checkpoint_blocks: bool = runtime(False, description="Compute activations again in the backward pass: less memory.")
+    checkpoint_every: int = runtime(100, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: int = runtime(2, ge=1, description="How many checkpoints stay.")
+    validate_every: int = runtime(50, ge=1, description="Steps between validations; the last step validates always.")
+    validation_rows: int = Field(32, ge=0, description="Held-out rows per source in a validation.")
+    patience: int = Field(5, ge=1, description="Steps in a row with a non-finite gradient before the run stops.")
