@@ -1,0 +1,388 @@
+"""The command line: thin functions over the modules that do the work; nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="hornbook",
+    help="Small language models from data you can vouch for: generate, filter, mix, pretrain, tune, trace.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="Name of a recipe (see `hornbook recipes`) or path of a YAML file.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: stages.stories.rows=2000")
+]
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    settings: SetOption = None,
+    remake_from: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Make this stage, and all that needs it, anew.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan as a tree and stop.")] = False,
+) -> None:
+    """Run a recipe; finished artifacts are reused, a killed run goes on where it stood.
+
+    Examples:
+
+        hornbook run demo
+
+        hornbook run demo --dry-run
+
+        hornbook run demo --set stages.stories.rows=2000 --set seed=7
+
+        hornbook run demo --from pretrain
+    """
+    run_command("run", recipe, settings or [], None, remake_from, dry_run)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that can be run by name: those that ship, and `recipes/*.yaml` of this folder.
+
+    Example:
+
+        hornbook recipes
+    """
+    import yaml
+
+    from hornbook.recipe import recipe_names
+
+    rows = []
+    for name, path in recipe_names().items():
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        described = value if isinstance(value, dict) else {}
+        rows.append([name, str(len(described.get("stages") or {})), str(described.get("description", ""))])
+    _table(["recipe", "stages", "what it makes"], rows)
+
+
+@app.command()
+def stages(kind: Annotated[str | None, typer.Argument(help="Show this kind's inputs and settings.")] = None) -> None:
+    """List the kinds of stage, or show one kind's inputs and settings.
+
+    Examples:
+
+        hornbook stages
+
+        hornbook stages stories
+    """
+    from hornbook.describe import describe_kind, describe_kinds
+
+    if kind is None:
+        _table(["kind", "makes", "from", "what it is"], describe_kinds())
+    else:
+        typer.echo(describe_kind(kind))
+
+
+@app.command()
+def show(
+    artifact: Annotated[
+        str, typer.Argument(help="Artifact folder or a prefix of it (see `hornbook ls`), or RUN/STAGE.")
+    ],
+    rows: Annotated[int, typer.Option(help="How many rows to print.")] = 10,
+) -> None:
+    """Show an artifact: schema, counts, rejects, rows, lineage.
+
+    Examples:
+
+        hornbook show latest/stories
+
+        hornbook show stories-1f2e --rows 3
+    """
+    from hornbook.inspection import describe_artifact, find_artifact
+    from hornbook.store import open_store
+
+    for line in describe_artifact(find_artifact(open_store(), artifact), rows):
+        typer.echo(line)
+
+
+@app.command()
+def trace(
+    what: Annotated[
+        str,
+        typer.Argument(help="A document's key (or a prefix; see `hornbook show`), or RUN[/STAGE]@STEP:ROW:POSITION."),
+    ],
+) -> None:
+    """Trace a document to its prompt, seeds, model, parents and scores; or a training token to its document.
+
+    Examples:
+
+        hornbook trace 9f86d081884c7d65
+
+        hornbook trace latest@40:3:17
+    """
+    from hornbook.inspection import trace_document, trace_token
+    from hornbook.store import open_store
+
+    for line in trace_token(open_store(), what) if "@" in what else trace_document(open_store(), what):
+        typer.echo(line)
+
+
+@app.command()
+def sample(
+    model: Annotated[str, typer.Argument(help="A model folder or name, an artifact, or RUN/STAGE.")],
+    prompt: Annotated[
+        str | None, typer.Option(help="Text to go on from, or the user's message where the model chats.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 200,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling mass.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    plain: Annotated[bool, typer.Option("--plain", help="Go on from the text even where the model chats.")] = False,
+) -> None:
+    """Stream text from a model; chat where it has a template. Without --prompt it reads prompts, a line each.
+
+    Examples:
+
+        hornbook sample latest/export --prompt "Why does ice float?"
+
+        hornbook sample latest/export --plain --prompt "The little dog"
+
+        hornbook sample smollm2-135m-instruct
+    """
+    from hornbook.sampling import stream
+    from hornbook.store import open_store
+
+    for piece in stream(open_store(), model, prompt, max_tokens, temperature, top_p, seed, plain):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+
+@app.command()
+def report(run: Annotated[str, typer.Argument(help="A run's id or a prefix of it, or `latest`.")] = "latest") -> None:
+    """Write a run's report page again and print where it lies.
+
+    Example:
+
+        hornbook report latest
+    """
+    from hornbook.report import write_report
+    from hornbook.runs import load_run
+    from hornbook.store import open_store
+
+    store = open_store()
+    typer.echo(store.describe(write_report(store, load_run(store, run).id)))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, which engines and models resolve, what is missing and the command that cures it.
+
+    Example:
+
+        hornbook doctor
+    """
+    from hornbook.doctor import diagnose, healthy, render
+
+    findings = diagnose()
+    typer.echo(render(findings))
+    raise typer.Exit(0 if healthy(findings) else 1)
+
+
+@app.command(name="ls")
+def list_store() -> None:
+    """List the artifacts in the store.
+
+    Example:
+
+        hornbook ls
+    """
+    from hornbook.inspection import list_artifacts
+    from hornbook.store import open_store
+
+    _table(["artifact", "stage", "rows", "rejected", "tokens", "size", "made"], list_artifacts(open_store()))
+
+
+@app.command()
+def status() -> None:
+    """List the runs: what is running, what is finished, what died.
+
+    Example:
+
+        hornbook status
+    """
+    from hornbook.inspection import list_runs
+    from hornbook.store import open_store
+
+    _table(["run", "state", "started", "took", "stages", "now"], list_runs(open_store()))
+
+
+@app.command()
+def logs(
+    run: Annotated[str, typer.Argument(help="A run's id or a prefix of it, or `latest`.")] = "latest",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing until the run ends.")] = False,
+) -> None:
+    """Print a run's events.
+
+    Examples:
+
+        hornbook logs latest
+
+        hornbook logs demo-20261121 --follow
+    """
+    from hornbook.inspection import follow_events
+    from hornbook.runs import load_run
+    from hornbook.store import open_store
+
+    for line in follow_events(load_run(open_store(), run), follow):
+        typer.echo(line)
+
+
+@app.command()
+def gc(
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete what is listed; without it nothing is touched.")
+    ] = False,
+    keep: Annotated[int, typer.Option(help="Keep what the newest N runs of each recipe need.")] = 3,
+) -> None:
+    """Show which artifacts and runs no kept run needs; with --delete, delete them. Running runs are always kept.
+
+    Examples:
+
+        hornbook gc
+
+        hornbook gc --keep 1 --delete
+    """
+    from hornbook.garbage import collect, plan_collection
+    from hornbook.store import open_store
+
+    store = open_store()
+    plan = plan_collection(store, keep)
+    _table(["what", "why", "size"], plan.rows())
+    typer.echo(plan.summary(delete))
+    if delete:
+        collect(store, plan)
+
+
+@app.command()
+def submit(
+    recipe: RecipeArgument,
+    settings: SetOption = None,
+    command: Annotated[str, typer.Option(help="run, generate-textbooks or train-phi-style.")] = "run",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="The cluster's dashboard, http://host:8265; default: RAY_API_SERVER_ADDRESS or this machine's."
+        ),
+    ] = None,
+) -> None:
+    """Submit a recipe as a Ray job: deterministic id, metadata, one version of the code shipped whole.
+
+    Examples:
+
+        hornbook submit demo
+
+        hornbook submit tinystories --command generate-textbooks --set stages.stories.rows=100000
+    """
+    from hornbook.jobs import submit as submit_job
+
+    submitted = submit_job(recipe, settings or [], command=command, address=address)
+    typer.echo(submitted)
+
+
+@app.command()
+def stop(run: Annotated[str, typer.Argument(help="A run's id or a prefix of it, or `latest`.")] = "latest") -> None:
+    """Ask a run to finish the step it is at, save and exit; the same command goes on later.
+
+    Example:
+
+        hornbook stop latest
+    """
+    from hornbook.runs import load_run, request_stop
+    from hornbook.store import open_store
+
+    found = load_run(open_store(), run)
+    request_stop(found)
+    typer.echo(f"asked run {found.id} to stop; `hornbook status` shows when it has")
+
+
+def run_command(
+    command: str,
+    recipe_name: str,
+    settings: list[str],
+    group: str | None,
+    remake_from: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Run a recipe, or only the stages of one group and what they need; shared by the three commands that run."""
+    from hornbook.errors import RecipeError
+    from hornbook.one_version import require_one_version
+    from hornbook.pipeline import plan_recipe, run_recipe
+    from hornbook.recipe import load_recipe
+    from hornbook.settings import nearest
+    from hornbook.store import open_store
+
+    require_one_version()
+    recipe = load_recipe(recipe_name, settings)
+    only = [name for name, entry in recipe.stages.items() if group in (None, entry.group)]
+    if not only:
+        raise RecipeError(f"{recipe_name}: no stage of the group {group}", "`hornbook run` runs all of a recipe")
+    if remake_from is not None and remake_from not in recipe.stages:
+        raise RecipeError(f"--from {remake_from}: no such stage{nearest(remake_from, list(recipe.stages))}")
+    store = open_store()
+    if dry_run:
+        from hornbook.inspection import plan_tree
+
+        for line in plan_tree(recipe, plan_recipe(recipe, store, only)):
+            typer.echo(line)
+        return
+    finished = run_recipe(recipe, store, only=only, remake_from=remake_from, command=command, say=_say)
+    for name, artifact in finished.artifacts.items():
+        if recipe.stages[name].stage.kind == "export":
+            typer.echo(f"model: {store.describe(artifact.folder)}/model  (hornbook sample latest/{name})")
+
+
+def guarded(function: Callable[[], Any]) -> None:
+    """Run a command line; print hornbook's own errors as one message with the cure, and leave with their exit code."""
+    from hornbook.errors import HornbookError
+
+    try:
+        function()
+    except HornbookError as error:
+        typer.secho(f"{'stopped' if error.exit_code == 0 else 'error'}: {error}", err=True)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        typer.secho("interrupted; the same command goes on where it stood", err=True)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # `hornbook logs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+
+
+def main() -> None:
+    """Entry point of the console script `hornbook`."""
+    guarded(app)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header, box=SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*row)
+    wide = None if sys.stdout.isatty() else 200
+    Console(width=wide).print(table)
+
+
+if __name__ == "__main__":
+    main()

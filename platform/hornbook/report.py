@@ -1,0 +1,389 @@
+"""report.html: what a run did, on one self-contained page that a person reads, prints or sends.
+
+The page makes no request: styles and a few lines of script are inline, and its content security policy allows nothing else, so
+that text from a corpus, which is untrusted, could not load or run anything even if the escaping failed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.resources
+import itertools
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hornbook.charts import Band, Series, histogram, line_chart, number, smoothed, thinned
+from hornbook.progress import duration
+from hornbook.run_view import (
+    RunView,
+    StageView,
+    generated_samples,
+    mapping,
+    model_samples,
+    numeric,
+    read_curve,
+    read_run,
+    reject_examples,
+    sequence,
+)
+from hornbook.store import Store
+
+SAMPLES = 10
+COLOURS = 8
+SHOWN_APART = ("histogram", "kept", "threshold", "agreement", "warnings")
+FOLD = 420
+"""Characters of a sample that are shown before it is folded."""
+
+
+def write_report(store: Store, run_id: str) -> str:
+    """Write `runs/<run id>/report.html` and return its name in the store.
+
+    Raises:
+        StoreError: the run has no readable record, or the store cannot be written.
+    """
+    name = f"runs/{run_id}/report.html"
+    store.write(name, render_report(store, run_id).encode("utf-8", "replace"))
+    return name
+
+
+def render_report(store: Store, run_id: str) -> str:
+    """Return a run's report as one HTML page. Raises StoreError if the run has no readable record."""
+    import jinja2
+
+    run = read_run(store, run_id)
+    colours = {stage.name: f"c{index % COLOURS}" for index, stage in enumerate(run.sources)}
+    curves = [(stage, rows) for stage in run.stages if (rows := read_curve(stage))]
+    script = _packaged("report.js")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(number=_number, duration=duration, share=_share, moment=_moment, head=_head)
+    return environment.from_string(_packaged("report.html.jinja")).render(
+        run=run,
+        record=run.record,
+        colours=colours,
+        style=_packaged("report.css"),
+        script=script,
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        tiles=_tiles(run, curves),
+        funnel=_funnel(run),
+        rejects=_rejects(run),
+        conservation=[stage for stage in run.stages if stage.counts.get("planned")],
+        quality=_quality(run, colours),
+        training=[_training(stage, rows, colours) for stage, rows in curves],
+        generated=generated_samples(run.stages, SAMPLES),
+        modelled=model_samples(run.stages, SAMPLES),
+        timings=_timings(run, curves),
+        figures=[(stage, flat) for stage in run.stages if (flat := _flat(stage.metrics))],
+        versions=mapping(run.record.get("versions")),
+        recipe=_yaml(run.record.get("source")),
+        elapsed=_elapsed(run),
+    )
+
+
+def _tiles(run: RunView, curves: Sequence[tuple[StageView, list[dict[str, Any]]]]) -> list[tuple[str, str, str]]:
+    """Return the figures at the head of the page: (value, name, remark)."""
+    tiles = []
+    documents = sum(stage.counts.get("rows", 0) for stage in run.sources)
+    if documents:
+        tiles.append((number(documents), "documents", f"from {len(run.sources)} sources"))
+    written = sum(stage.counts.get("completion_tokens", stage.counts.get("tokens", 0)) for stage in run.sources
+                  if stage.entry.get("group") == "generators")  # fmt: skip
+    if written:
+        tiles.append((number(written), "tokens generated", "counted by the engine"))
+    if curves:
+        rows = curves[0][1]
+        tokens = sum(numeric(row.get("tokens")) or 0 for row in rows)
+        if tokens:
+            tiles.append((number(tokens), "tokens trained on", f"{curves[0][0].name}, {number(len(rows))} steps"))
+        losses = _last_validation(rows)
+        if losses:
+            tiles.append(
+                (number(sum(losses.values()) / len(losses)), "validation loss", "nats per token, mean of sources")
+            )
+    if (elapsed := _elapsed(run)) is not None:
+        reused = sum(stage.state == "reused" for stage in run.stages)
+        tiles.append((duration(elapsed), "wall time", f"{reused} of {len(run.stages)} stages reused"))
+    return tiles
+
+
+def _funnel(run: RunView) -> list[dict[str, Any]]:
+    """Return, per source, how many documents and tokens are left after each step."""
+    rows = []
+    for stage in run.sources:
+        read = "read" if stage.entry.get("group") == "classifiers" else "written"
+        steps = [("planned", stage.counts.get("planned", 0)), (read, stage.counts.get("rows", 0))]
+        for later in run.stages:
+            if (kept := _kept_of(run, later, stage)) is not None:
+                steps.append((f"kept by {later.name}", kept))
+        tokens = [(f"as {read}", numeric(stage.counts.get("tokens")))]
+        packers = [later for later in run.stages if later.produces == "tokens" and stage.name in later.parents]
+        for later in packers:
+            label = "packed" if len(packers) == 1 else f"packed by {later.name}"
+            split = [later.counts.get(f"{part}_documents") for part in ("train", "validation")]
+            steps.append((label, later.counts.get("rows", 0) if None in split else sum(filter(None, split))))
+            tokens.append((label, numeric(later.counts.get("tokens"))))
+        most = max(count for _, count in steps)
+        if most > 0:
+            rows.append({
+                "stage": stage,
+                "steps": [(label, count, count / most) for label, count in steps],
+                "tokens": [(label, count) for label, count in tokens if count],
+            })  # fmt: skip
+    return rows
+
+
+def _kept_of(run: RunView, later: StageView, stage: StageView) -> float | None:
+    """Return how many documents of a corpus a later stage keeps, by its figures `kept`; None if they do not say.
+
+    They are named after the corpus, or after the sources that its documents name; these are added up, where the corpus is the
+    only one that they can belong to.
+    """
+    by_source = {
+        name: count
+        for name, value in mapping(later.metrics.get("kept")).items()
+        if (count := numeric(mapping(value).get("kept"))) is not None
+    }
+    if stage.name in by_source or stage.kind in by_source:
+        return by_source.get(stage.name, by_source.get(stage.kind))
+    corpora = [source for source in run.sources if source.name in later.parents]
+    unnamed = [source.name for source in corpora if not {source.name, source.kind} & set(by_source)]
+    named = {name for source in run.sources for name in (source.name, source.kind)}
+    own = [count for name, count in by_source.items() if name not in named]
+    return sum(own) if own and unnamed == [stage.name] else None
+
+
+def _rejects(run: RunView) -> list[dict[str, Any]]:
+    rows = []
+    for stage in run.stages:
+        examples = reject_examples(stage) if stage.reasons else {}
+        for reason, count in sorted(stage.reasons.items(), key=lambda item: (-item[1], item[0])):
+            planned = stage.counts.get("planned", 0)
+            rows.append({
+                "stage": stage, "reason": reason, "count": count, "share": count / planned if planned else 0.0,
+                "example": examples.get(reason),
+            })  # fmt: skip
+    return rows
+
+
+def _quality(run: RunView, colours: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the charts of every stage with a histogram, and the agreement of the judges of the stages that annotated."""
+    agreements = {str(flat): (stage, flat) for stage in run.stages if (flat := _flat(stage.metrics.get("agreement")))}
+    found = []
+    for stage in run.stages:
+        shown = mapping(stage.metrics.get("histogram"))
+        edges = [numeric(edge) for edge in sequence(shown.get("edges"))]
+        counts = {
+            source: [numeric(value) or 0.0 for value in sequence(values)]
+            for source, values in mapping(shown.get("counts")).items()
+        }
+        if not counts or None in edges:
+            continue
+        threshold = numeric(stage.metrics.get("threshold"))
+        named = _named_colours(counts, colours)
+        chart = histogram(
+            [edge for edge in edges if edge is not None],
+            counts,
+            colours=named,
+            label=f"Documents by quality score, {stage.name}",
+            x_label="quality score",
+            y_label="documents",
+            threshold=threshold,
+        )
+        if chart:
+            rest = {key: value for key, value in stage.metrics.items() if key not in SHOWN_APART}
+            found.append({
+                "stage": stage, "chart": chart, "threshold": threshold, "colours": named, "counts": counts,
+                "edges": edges, "kept": _kept(stage), "figures": _flat(rest), "agreements": list(agreements.values()),
+                "warnings": [str(warning) for warning in sequence(stage.metrics.get("warnings"))],
+            })  # fmt: skip
+    return found
+
+
+def _named_colours(names: Iterable[str], colours: Mapping[str, str]) -> dict[str, str]:
+    """Return the sources' own colours, and the next free ones for names that are no source of the run."""
+    free = (f"c{(len(colours) + index) % COLOURS}" for index in itertools.count())
+    return {name: colours.get(name) or next(free) for name in names}
+
+
+def _kept(stage: StageView) -> list[tuple[str, float, float]]:
+    rows = []
+    for source, value in mapping(stage.metrics.get("kept")).items():
+        documents, kept = numeric(mapping(value).get("documents")), numeric(mapping(value).get("kept"))
+        if documents is not None and kept is not None:
+            rows.append((source, documents, kept))
+    return rows
+
+
+def _training(stage: StageView, rows: list[dict[str, Any]], colours: Mapping[str, str]) -> dict[str, Any]:
+    """Return the charts and tables of one training curve."""
+    losses = _points(rows, "loss")
+    held_out: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for source, loss in mapping(row.get("validation")).items():
+            if (value := numeric(loss)) is not None:
+                held_out.setdefault(source, []).append((row["step"], value))
+    bands = _bands(rows)
+    span = max((row["step"] for row in rows), default=0) - min((row["step"] for row in rows), default=0)
+    names = _named_colours(held_out, colours)
+    lines = [
+        Series("training, each step", "ink", thinned(losses), faint=True),
+        Series("training, smoothed", "ink", thinned(smoothed(losses, span / 100))),
+        *(
+            Series(f"validation, {source}", names[source], thinned(points), marked=True)
+            for source, points in held_out.items()
+        ),
+    ]
+    rates = _points(rows, "lr")
+    return {
+        "stage": stage,
+        "legend": [(line.name, line.colour) for line in lines if line.points and not line.faint],
+        "loss": line_chart(
+            [line for line in lines if line.points],
+            label=f"Loss of {stage.name} by optimizer step: training, and validation per source",
+            x_label="optimizer step",
+            y_label="loss, nats per token",
+            bands=bands,
+        ),
+        "rate": line_chart(
+            [Series("learning rate", "ink", thinned(rates))] if rates else [],
+            label=f"Learning rate of {stage.name} by optimizer step",
+            x_label="optimizer step",
+            y_label="learning rate",
+            bands=bands,
+            height_share=0.55,
+        ),
+        "table": [
+            (source, points[0], points[len(points) // 2], points[-1], names[source])
+            for source, points in held_out.items()
+        ],
+        "phases": [(band.name, band.stop - band.start) for band in bands],
+        "figures": _training_figures(rows),
+    }
+
+
+def _training_figures(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    figures = [("steps", number(len(rows)))]
+    if tokens := sum(numeric(row.get("tokens")) or 0 for row in rows):
+        figures.append(("tokens", number(tokens)))
+    if rates := sorted(value for _, value in _points(rows, "tokens_per_second")):
+        figures.append(("tokens per second, median step", number(rates[len(rates) // 2], 0)))
+    if waits := [value for _, value in _points(rows, "loader_wait_share")]:
+        figures.append(("share of time waiting for data", f"{100 * sum(waits) / len(waits):.2f}%"))
+    if skipped := numeric(rows[-1].get("skipped")):
+        figures.append(("steps skipped, gradient not finite", number(skipped)))
+    return figures
+
+
+def _bands(rows: list[dict[str, Any]]) -> list[Band]:
+    bands: list[Band] = []
+    for row in rows:
+        name = str(row.get("phase") or "")
+        if bands and bands[-1].name == name:
+            bands[-1] = Band(name, bands[-1].start, row["step"])
+        else:
+            bands.append(Band(name, bands[-1].stop if bands else row["step"] - 1, row["step"]))
+    return bands if len(bands) > 1 else []
+
+
+def _points(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+    return [(row["step"], value) for row in rows if (value := numeric(row.get(key))) is not None]
+
+
+def _last_validation(rows: list[dict[str, Any]]) -> dict[str, float]:
+    for row in reversed(rows):
+        losses = {
+            source: number
+            for source, value in mapping(row.get("validation")).items()
+            if (number := numeric(value)) is not None
+        }
+        if losses:
+            return losses
+    return {}
+
+
+def _timings(run: RunView, curves: Sequence[tuple[StageView, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+    """Return, per stage, when it ran within the run, what it cost and how fast it was."""
+    start = numeric(run.record.get("started"))
+    elapsed = _elapsed(run)
+    trained = {stage.name: sum(value for _, value in _points(rows, "tokens")) for stage, rows in curves}
+    rows = []
+    for stage in run.stages:
+        made_in = stage.made_in
+        units, tokens = stage.counts.get("planned"), stage.counts.get("completion_tokens", stage.counts.get("tokens"))
+        tokens = tokens or trained.get(stage.name)
+        bar = None
+        if start is not None and elapsed and stage.began is not None:
+            left = min(max(0.0, (stage.began - start) / elapsed), 1.0)
+            seconds = (stage.ended - stage.began) if stage.ended is not None else stage.seconds
+            bar = (100 * left, max(0.4, 100 * min(seconds / elapsed, 1 - left)))
+        rows.append({
+            "stage": stage,
+            "bar": bar,
+            "made_in": made_in,
+            "units": units / made_in if units and made_in else None,
+            "tokens": numeric(stage.metrics.get("tokens_per_second")) or (tokens / made_in if tokens and made_in else None),
+        })  # fmt: skip
+    return rows
+
+
+def _elapsed(run: RunView) -> float | None:
+    """Return the run's seconds; of an unfinished one, up to its last event."""
+    start, end = numeric(run.record.get("started")), numeric(run.record.get("finished"))
+    if end is None:
+        end = max((moment for event in run.events if (moment := numeric(event.get("time"))) is not None), default=None)
+    return max(0.0, end - start) if start is not None and end is not None else None
+
+
+def _flat(value: Any, prefix: str = "", depth: int = 3) -> list[tuple[str, str]]:
+    """Return the numbers and short texts of nested figures as (name, text); long lists are left to their own sections."""
+    rows: list[tuple[str, str]] = []
+    for key, entry in mapping(value).items():
+        name = f"{prefix}{key.replace('_', ' ')}"
+        if isinstance(entry, bool):
+            rows.append((name, "yes" if entry else "no"))
+        elif (figure := numeric(entry)) is not None:
+            rows.append((name, number(figure, 3)))
+        elif isinstance(entry, str) and len(entry) <= 200:
+            rows.append((name, entry))
+        elif isinstance(entry, Mapping) and depth:
+            rows += _flat(entry, f"{name}, ", depth - 1)
+        elif key == "openers":
+            pairs = [sequence(pair) for pair in sequence(entry)]
+            rows.append((name, ", ".join(f"“{pair[0]}” {pair[1]}" for pair in pairs[:5] if len(pair) == 2)))
+    return rows[:60]
+
+
+def _number(value: Any, digits: int = 2) -> str:
+    figure = numeric(value)
+    return "–" if figure is None else number(figure, digits)
+
+
+def _head(text: str) -> str:
+    """Return the part of a long text that is shown before it is unfolded, cut between words; a short one whole."""
+    if len(text) <= 1.3 * FOLD:
+        return text
+    cut = max(text.rfind(" ", 0, FOLD), text.rfind("\n", 0, FOLD))
+    return text[: cut if cut > FOLD // 2 else FOLD]
+
+
+def _share(value: float) -> str:
+    percent = 100 * value
+    return f"{percent:.0f}%" if percent >= 10 or percent == 0 else f"{percent:.1f}%" if percent >= 0.1 else "< 0.1%"
+
+
+def _moment(value: Any) -> str:
+    seconds = numeric(value)
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds)) if seconds is not None else "–"
+
+
+def _yaml(value: Any) -> str:
+    import yaml
+
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100) if isinstance(value, Mapping) else ""
+
+
+def _packaged(name: str) -> str:
+    return importlib.resources.files("hornbook").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,299 @@
+"""A run as its report sees it: the record, and of each stage what can be read, whatever state it is in.
+
+Reports are wanted most when something failed, so nothing here insists: a stage that never ran, an artifact that is gone
+and a figure of the wrong type are all simply absent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from hornbook.artifact import Artifact, Manifest
+from hornbook.documents import FAN_OUT_BITS
+from hornbook.errors import StoreError
+from hornbook.events import read_events
+from hornbook.parts import PartCommit
+from hornbook.store import Store
+
+CURVE = "metrics.jsonl"
+EXAMPLE = 1200
+PARTS_READ = 20
+"""Parts that are opened at most to find samples and examples: a report costs the same on any corpus."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text to show, with a line that says what it is."""
+
+    text: str
+    source: str
+    caption: str = ""
+    prompt: str = ""
+
+
+@dataclass
+class StageView:
+    """One stage of a run: its entry in the run's record, and its artifact as far as it exists."""
+
+    name: str
+    entry: Mapping[str, Any]
+    artifact: Artifact | None
+    manifest: Manifest | None
+    problem: str = ""
+    began: float | None = None
+    ended: float | None = None
+
+    @property
+    def kind(self) -> str:
+        """The stage's kind."""
+        return str(self.entry.get("kind", ""))
+
+    @property
+    def state(self) -> str:
+        """`reused`, `made`, `failed`, `running` or `pending`."""
+        return str(self.entry.get("state", "pending"))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that it took in this run; 0 if reused."""
+        return numeric(self.entry.get("seconds")) or 0.0
+
+    @property
+    def made_in(self) -> float | None:
+        """Seconds that making the artifact took, in whatever run that was."""
+        return self.manifest.seconds if self.manifest else self.seconds or None
+
+    @property
+    def produces(self) -> str:
+        """What its artifact is; of an unfinished one, as its group tells."""
+        if self.manifest:
+            return self.manifest.produces
+        return "documents" if self.entry.get("group") == "generators" else ""
+
+    @cached_property
+    def parents(self) -> set[str]:
+        """The names of the stages that it takes in."""
+        if self.manifest:
+            return {reference.stage for references in self.manifest.inputs.values() for reference in references}
+        return {str(name) for names in mapping(self.entry.get("inputs")).values() for name in sequence(names)}
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """The figures that the stage left for the report."""
+        return self.manifest.metrics if self.manifest else {}
+
+    @cached_property
+    def parts(self) -> Sequence[PartCommit]:
+        """Commit records, those of an unfinished artifact included."""
+        try:
+            return self.artifact.parts if self.artifact else []
+        except (StoreError, TypeError, KeyError):
+            return []
+
+    @cached_property
+    def counts(self) -> Mapping[str, float]:
+        """The manifest's counts; of an unfinished artifact, the sums over what is committed."""
+        if self.manifest:
+            return self.manifest.counts
+        sums: Counter[str] = Counter()
+        for part in self.parts:
+            sums.update({name: getattr(part, name) for name in ("planned", "rows", "succeeded", "rejected", "empty")})
+            sums.update(part.counts)
+        return dict(sums)
+
+    @cached_property
+    def reasons(self) -> Mapping[str, int]:
+        """Rejects by reason."""
+        if self.manifest:
+            return self.manifest.reasons
+        return dict(sum((Counter(part.reasons) for part in self.parts), Counter()))
+
+
+@dataclass
+class RunView:
+    """A run's record and its stages, in order."""
+
+    record: Mapping[str, Any]
+    stages: list[StageView]
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def sources(self) -> list[StageView]:
+        """The stages whose artifacts are corpora."""
+        return [stage for stage in self.stages if stage.produces == "documents"]
+
+
+def read_run(store: Store, run_id: str) -> RunView:
+    """Read a run's record, events and manifests. Raises StoreError if the run has no readable record."""
+    record = store.read_json(f"runs/{run_id}/run.json")
+    if not isinstance(record, dict):
+        raise StoreError(f"{store.describe(f'runs/{run_id}/run.json')} is damaged")
+    events = [event for event in read_events(store, f"runs/{run_id}") if isinstance(event, dict)]
+    entries = mapping(record.get("stages"))
+    stages = [_stage(store, name, mapping(entries[name])) for name in _order(entries, events)]
+    times = {stage.name: stage for stage in stages}
+    for event in events:
+        stage = times.get(str(event.get("stage")))
+        if stage is None:
+            continue
+        if event.get("event") == "stage-start":
+            stage.began, stage.ended = numeric(event.get("time")), None
+        elif event.get("event") in ("stage-end", "stage-failed"):
+            stage.ended = numeric(event.get("time"))
+    return RunView(record, stages, events)
+
+
+def read_curve(stage: StageView) -> list[dict[str, Any]]:
+    """Return the rows of a training stage's `metrics.jsonl`, in step order; none if it left none."""
+    if stage.artifact is None:
+        return []
+    store, folder = stage.artifact.store, stage.artifact.folder
+    names = [entry.name for entry in stage.manifest.files] if stage.manifest else []
+    named = [name for name in names if name.split("/")[-1] == CURVE]
+    if not named and store.exists(f"{folder}/{CURVE}"):
+        named = [CURVE]
+    if not named and stage.manifest is None and stage.entry.get("group") == "training":
+        named = [name for name, _ in store.files(folder) if name.split("/")[-1] == CURVE]
+    if not named:
+        return []
+    rows: dict[float, dict[str, Any]] = {}
+    for line in store.read(f"{folder}/{named[0]}").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # torn last line of a killed run
+        if isinstance(row, dict) and (step := numeric(row.get("step"))) is not None:
+            rows[step] = row
+    return [rows[step] for step in sorted(rows)]
+
+
+def generated_samples(stages: Sequence[StageView], wanted: int) -> list[Sample]:
+    """Return the first documents in plan order of the generated corpora, taken in turn, no prompt twice."""
+    streams = [_documents(stage) for stage in stages if stage.entry.get("group") == "generators"]
+    found: list[Sample] = []
+    while streams and len(found) < wanted:
+        for stream in list(streams):
+            sample = next(stream, None)
+            if sample is None:
+                streams.remove(stream)
+            elif len(found) < wanted:
+                found.append(sample)
+    return found
+
+
+def model_samples(stages: Sequence[StageView], wanted: int) -> list[Sample]:
+    """Return what the trained model wrote, as the last stage that has `samples` among its metrics recorded it."""
+    for stage in reversed(stages):
+        samples = [mapping(value) for value in sequence(stage.metrics.get("samples"))]
+        shown = [value for value in samples if isinstance(value.get("text"), str)]
+        if shown:
+            return [
+                Sample(
+                    text=clean(value["text"]),
+                    source=stage.name,
+                    caption=clean(str(value.get("engine") or "")),
+                    prompt=clean(str(value.get("prompt") or "")),
+                )
+                for value in shown[:wanted]
+            ]
+    return []
+
+
+def reject_examples(stage: StageView) -> dict[str, str]:
+    """Return one reject of each reason, as text (what it was, why, what was produced), from the first parts with any."""
+    examples: dict[str, str] = {}
+    opened = 0
+    for part in stage.parts:
+        if opened >= PARTS_READ or set(examples) >= set(stage.reasons):
+            break
+        if stage.artifact is None or not set(part.reasons) - set(examples):
+            continue
+        opened += 1
+        try:
+            rows = stage.artifact.read(part, "rejects", columns=["unit", "reason", "detail", "text"]).to_pylist()
+        except StoreError:
+            continue
+        for row in rows:
+            shown = [clean(row[key])[:EXAMPLE] for key in ("unit", "detail", "text") if row[key]]
+            examples.setdefault(row["reason"], "\n\n".join(shown))
+    return examples
+
+
+def numeric(value: Any) -> float | None:
+    """Return a finite number, or None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """Return a mapping with text keys; an empty one for anything else."""
+    return {str(key): entry for key, entry in value.items()} if isinstance(value, Mapping) else {}
+
+
+def sequence(value: Any) -> Sequence[Any]:
+    """Return a list; an empty one for anything else."""
+    return value if isinstance(value, list | tuple) else []
+
+
+def clean(text: str) -> str:
+    """Replace characters that HTML forbids (control codes, lone surrogates) by the replacement character."""
+    return "".join(
+        "\ufffd" if (character < " " and character not in "\n\t") or "\x7f" <= character < "\xa0"
+        or "\ud800" <= character <= "\udfff" else character
+        for character in text.replace("\r\n", "\n")
+    )  # fmt: skip
+
+
+def _order(entries: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the stages' names as the run took them: its first event says so, the record's JSON is sorted by name."""
+    told = [str(name) for event in events if event.get("event") == "run" for name in sequence(event.get("stages"))]
+    return [name for name in dict.fromkeys([*told, *entries]) if name in entries]
+
+
+def _stage(store: Store, name: str, entry: Mapping[str, Any]) -> StageView:
+    folder = str(entry.get("folder") or "")
+    if not folder:
+        return StageView(name, entry, None, None)
+    artifact = Artifact(store, folder)
+    try:
+        return StageView(name, entry, artifact, artifact.manifest if artifact.complete else None)
+    except StoreError as error:
+        return StageView(name, entry, artifact, None, problem=error.message)
+
+
+def _documents(stage: StageView) -> Iterator[Sample]:
+    seen: set[str] = set()
+    for part in list(stage.parts)[:PARTS_READ]:
+        if stage.artifact is None or not any(entry.role == "data" for entry in part.files):
+            continue
+        try:
+            table = stage.artifact.read(part, columns=["id", "text", "made_by"])
+        except (StoreError, ValueError, KeyError):
+            continue
+        for row in table.to_pylist():
+            made_by = mapping(row["made_by"])
+            prompt = str(made_by.get("prompt") or row["id"])
+            if prompt in seen:
+                continue
+            seen.add(prompt)
+            caption = f"row {row['id'] >> FAN_OUT_BITS}{_seeds(made_by.get('seeds'))}"
+            yield Sample(clean(row["text"]), stage.name, clean(caption))
+
+
+def _seeds(value: Any) -> str:
+    """Write a document's seeds as a short line: the short texts and lists among them."""
+    try:
+        seeds = mapping(json.loads(value))
+    except (TypeError, ValueError):
+        return ""
+    words = []
+    for seed in seeds.values():
+        words += [str(word) for word in (sequence(seed) or [seed]) if isinstance(word, str) and 0 < len(word) <= 60]
+    return "".join(f" · {word}" for word in words[:6])

@@ -1,0 +1,116 @@
+"""`hornbook sample`: stream text from a model folder with transformers; chat where the tokenizer has a template."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hornbook.errors import HornbookError, ModelError
+from hornbook.models import resolve
+from hornbook.store import Store
+
+
+def stream(
+    store: Store,
+    model: str,
+    prompt: str | None,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    plain: bool,
+) -> Iterator[str]:
+    """Yield pieces of text as the model writes them; without a prompt, for each line of standard input.
+
+    Args:
+        model: a folder, a model's name, an artifact, or RUN/STAGE.
+        plain: go on from the text even where the model has a chat template.
+
+    Raises:
+        ModelError: the model does not resolve or does not load.
+    """
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    transformers.utils.logging.disable_progress_bar()
+    folder = model_folder(store, model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{folder} does not load: {error}", "`hornbook doctor` lists models; a model folder has a config.json"
+        ) from error
+    chat = bool(tokenizer.chat_template) and not plain
+    torch.manual_seed(seed)
+    conversation: list[dict[str, str]] = []
+    for line in [prompt] if prompt is not None else _lines(chat):
+        if chat:
+            conversation.append({"role": "user", "content": line})
+            inputs = tokenizer.apply_chat_template(
+                conversation, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        else:
+            inputs = tokenizer(line, return_tensors="pt")
+            yield line
+        answer = ""
+        for piece in _generate(network, tokenizer, inputs, max_tokens, temperature, top_p):
+            answer += piece
+            yield piece
+        yield "\n"
+        conversation.append({"role": "assistant", "content": answer})
+
+
+def model_folder(store: Store, model: str) -> Path:
+    """Return the local folder of a model given as a folder, a model's name, an artifact, or RUN/STAGE."""
+    if Path(model).is_dir():
+        return Path(model)
+    from hornbook.inspection import find_artifact
+
+    try:
+        artifact = find_artifact(store, model)
+    except HornbookError:
+        return resolve(model).path
+    if artifact.manifest.produces != "model":
+        raise ModelError(f"{model} is {artifact.manifest.produces}, not a model", "`hornbook ls` lists the artifacts")
+    return artifact.local_folder() / "model"
+
+
+def _lines(chat: bool) -> Iterator[str]:
+    while True:
+        if sys.stdin.isatty():
+            print("you> " if chat else "text> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.rstrip("\n")
+
+
+def _generate(
+    network: Any, tokenizer: Any, inputs: Any, max_tokens: int, temperature: float, top_p: float
+) -> Iterator[str]:
+    from transformers import TextIteratorStreamer
+
+    room = int(network.config.max_position_embeddings) - inputs["input_ids"].shape[1]
+    if room < 1:
+        raise ModelError(
+            f"the prompt fills the model's context of {network.config.max_position_embeddings} tokens", "shorten it"
+        )
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    options: dict[str, Any] = {
+        "max_new_tokens": min(max_tokens, room),
+        "streamer": streamer,
+        "do_sample": temperature > 0,
+    }
+    if temperature > 0:
+        options |= {"temperature": temperature, "top_p": top_p}
+    inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    thread = threading.Thread(target=network.generate, kwargs={**inputs, **options}, daemon=True)
+    thread.start()
+    yield from streamer
+    thread.join()
