@@ -162,7 +162,7 @@ class ThroughStage:
 
 
 class _FinishTimes:
-    """Follows a request log from its present end and notes when each `done` line appears, to 10 ms."""
+    """Follows a request log from its present end and notes when each `done` line appears."""
 
     def __init__(self, log: Path) -> None:
         self._stream = log.open()
@@ -181,7 +181,7 @@ class _FinishTimes:
         return self._times
 
     def _follow(self) -> None:
-        while not self._stopped.wait(0.01):
+        while not self._stopped.wait(0.05):
             self._read()
 
     def _read(self) -> None:

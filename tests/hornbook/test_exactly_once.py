@@ -176,6 +176,18 @@ def test_a_killed_worker_and_a_killed_engine_are_replaced_within_the_run(place: 
     assert work.leftovers() == []
 
 
+def test_two_drivers_at_once_ask_for_each_row_once(place: Callable[..., Place]) -> None:
+    work = place(120, {"kind": "echo", "echo_tokens_per_second": 100})
+    drivers = [work.start(), work.start()]
+    for driver in drivers:
+        work.finish(driver)
+    rows_once(work, 120)
+    assert set(work.taken().values()) == {1}
+    said = work.output.read_text()
+    assert "is held by" in said, "the second driver did not say whom it waits for"
+    assert "reused" in said
+
+
 def test_a_killed_real_engine_is_replaced_within_the_run(place: Callable[..., Place]) -> None:
     work = place(
         24,
