@@ -254,8 +254,8 @@ def compare(reference: Side, ours: Side, count: int, pairs: int) -> dict[str, An
 def main() -> None:
     """Parse the command line and print one JSON line at the end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=512)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--prompts", type=int, default=96)
+    parser.add_argument("--pairs", type=int, default=1)
     parser.add_argument("--max-tokens", type=int, default=200)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     options = parser.parse_args()

@@ -171,14 +171,16 @@ class PackPart(PartMaker):
             split = held_out(row["key"], self.settings.validation_share)
             builder.add(row["id"], row["key"], row["source"], split, *tokens)
         counts = builder.counts()
+        below = int((~kept).sum())
         return PartContent(
             table=builder.spans(),
             rejects=rejects_table(rejects),
             planned=ids,
             unit_of=same_ids,
             files=builder.files(),
+            empty=below,
             counts=counts
-            | {"tokens": counts["train_tokens"] + counts["validation_tokens"], "below_threshold": int((~kept).sum())},
+            | {"tokens": counts["train_tokens"] + counts["validation_tokens"], "below_threshold": below},
         )
 
     def _kept(self, part: PartRange, ids: np.ndarray) -> np.ndarray:

@@ -96,6 +96,7 @@ class PartContent:
         unit_of: maps the table's `id` column to planned units; default: the document's planned row.
         files: further files by role (token shards); their bytes are written as they are.
         succeeded: with no table, how many planned units are in `files`.
+        empty: planned units that gave no row on purpose (documents below a threshold); any other one missing is an error.
         counts: sums for the manifest.
     """
 
@@ -105,6 +106,7 @@ class PartContent:
     unit_of: Callable[[np.ndarray], np.ndarray] | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
     succeeded: int | None = None
+    empty: int = 0
     counts: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -133,7 +135,7 @@ def commit_part(store: Store, folder: str, part: PartRange, content: PartContent
         StoreError: the store cannot be written, or rows and rejects do not add up to the planned units.
     """
     rejects = content.rejects if content.rejects is not None else REJECT_SCHEMA.empty_table()
-    succeeded, empty, planned = _account(folder, part, content, rejects)
+    succeeded, planned = _account(folder, part, content, rejects)
     attempt = uuid.uuid4().hex[:12]
     files = []
     if content.table is not None:
@@ -150,7 +152,7 @@ def commit_part(store: Store, folder: str, part: PartRange, content: PartContent
         rows=content.table.num_rows if content.table is not None else succeeded,
         succeeded=succeeded,
         rejected=rejects.num_rows,
-        empty=empty,
+        empty=content.empty,
         reasons=dict(sorted(Counter(rejects.column("reason").to_pylist()).items())),
         files=tuple(files),
         counts=dict(sorted(content.counts.items())),
@@ -203,15 +205,15 @@ def read_part(store: Store, folder: str, record: PartCommit, role: str = "data",
         ) from error
 
 
-def _account(folder: str, part: PartRange, content: PartContent, rejects: pa.Table) -> tuple[int, int, int]:
-    """Return (succeeded, empty, planned) units, or raise if a unit is lost, doubled or from elsewhere."""
+def _account(folder: str, part: PartRange, content: PartContent, rejects: pa.Table) -> tuple[int, int]:
+    """Return (succeeded, planned) units, or raise if a unit is lost, doubled or from elsewhere."""
     planned = np.arange(part.start, part.stop) if content.planned is None else np.asarray(content.planned)
     rejected = rejects.column("id").to_numpy()
     if content.table is None:
         succeeded = content.succeeded if content.succeeded is not None else len(planned) - len(rejected)
         if succeeded + len(rejected) != len(planned):
             raise _unaccounted(folder, part, f"{len(planned)} planned, {succeeded} kept, {len(rejected)} rejected")
-        return succeeded, 0, len(planned)
+        return succeeded, len(planned)
     ids = content.table.column("id").to_numpy()
     if len(np.unique(ids)) != len(ids):
         raise _unaccounted(folder, part, "an id occurs twice")
@@ -220,14 +222,17 @@ def _account(folder: str, part: PartRange, content: PartContent, rejects: pa.Tab
         raise _unaccounted(folder, part, "a unit is rejected twice, or rejected and kept")
     if np.setdiff1d(np.concatenate([units, rejected]), planned).size:
         raise _unaccounted(folder, part, "a row belongs to no planned unit of this part")
-    succeeded = len(planned) - len(rejected)
-    return succeeded, succeeded - len(units), len(planned)
+    accounted = len(units) + len(rejected) + content.empty
+    if accounted != len(planned):
+        counted = f"{len(units)} kept, {len(rejected)} rejected, {content.empty} empty"
+        raise _unaccounted(folder, part, f"{len(planned)} planned, {counted}")
+    return len(planned) - len(rejected), len(planned)
 
 
 def _unaccounted(folder: str, part: PartRange, what: str) -> StoreError:
     return StoreError(
         f"{folder}, rows {part.start}-{part.stop}: planned units and rows do not add up: {what}",
-        "this is a bug in the stage that made them: every planned unit must be a row or a reject",
+        "this is a bug in the stage that made them: every planned unit must be a row, a reject or declared empty",
     )
 
 

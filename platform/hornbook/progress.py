@@ -6,14 +6,16 @@ The same numbers go to Ray's metrics, so that the dashboard shows them too.
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from typing import Any
+from typing import Any, TextIO
 
 LOG_SECONDS = 10.0
 
 
 class Progress:
-    """Progress of one stage, counted in planned units.
+    """Progress of one stage, counted in planned units. In a log a thread writes the line, so that a long part, the start
+    of an engine or a slow last step does not look like a hang.
 
     Args:
         stage: the stage's name.
@@ -28,11 +30,14 @@ class Progress:
         self.rejected = 0
         self.tokens = 0.0
         self.note = ""
-        self._began = self._said = time.monotonic()
+        self._began = time.monotonic()
         self._gauges: dict[str, Any] = {}
         self._bar: Any = None
+        self._closed = threading.Event()
         if sys.stderr.isatty():
             self._bar = _rich_bar(stage, total, done)
+        else:
+            threading.Thread(target=self._say, args=(sys.stderr,), name=f"progress of {stage}", daemon=True).start()
 
     def advance(self, units: int, rejected: int = 0, tokens: float = 0, note: str = "") -> None:
         """Count finished units (rejected ones included) and the tokens written for them."""
@@ -42,9 +47,6 @@ class Progress:
         self.note = note or self.note
         if self._bar is not None:
             self._bar.update(0, completed=self.done, figures=self._figures())
-        elif time.monotonic() - self._said >= LOG_SECONDS:
-            self._said = time.monotonic()
-            print(f"{self.stage}: {self.line()}", file=sys.stderr, flush=True)
         self._publish()
 
     def line(self) -> str:
@@ -54,7 +56,8 @@ class Progress:
         return f"{self.done:,}{of} {self.unit}{share}{self._figures()}{self._eta()}"
 
     def close(self) -> None:
-        """End the bar."""
+        """End the bar, or the lines."""
+        self._closed.set()
         if self._bar is not None:
             self._bar.stop()
 
@@ -62,6 +65,10 @@ class Progress:
     def seconds(self) -> float:
         """Seconds since the stage's work began."""
         return time.monotonic() - self._began
+
+    def _say(self, stream: TextIO) -> None:
+        while not self._closed.wait(LOG_SECONDS):
+            print(f"{self.stage}: {self.line()}", file=stream, flush=True)
 
     def _rate(self) -> float:
         return (self.done - self._done_before) / max(self.seconds, 1e-9)

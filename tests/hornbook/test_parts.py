@@ -36,7 +36,8 @@ def content(
 ) -> PartContent:
     rows = [row for row in range(part.start, part.stop) if row not in rejected | empty]
     documents = documents_table(document(row, copy) for row in rows for copy in range(copies))
-    return PartContent(documents, rejects_table(Reject(row, "unit", "bad") for row in sorted(rejected)))
+    rejects = rejects_table(Reject(row, "unit", "bad") for row in sorted(rejected))
+    return PartContent(documents, rejects, empty=len(empty))
 
 
 @given(rows=st.integers(0, 500), size=st.integers(1, 60))
@@ -79,6 +80,9 @@ def test_a_lost_or_doubled_unit_is_refused(tmp_path: Path) -> None:
     lost = PartContent(None, planned=range(4), succeeded=3)
     with pytest.raises(StoreError, match="4 planned, 3 kept, 0 rejected"):
         commit_part(store, "a", part, lost)
+    dropped = PartContent(documents_table([document(0), document(2)]), rejects_table([Reject(3, "u", "bad")]))
+    with pytest.raises(StoreError, match="4 planned, 2 kept, 1 rejected, 0 empty"):
+        commit_part(store, "a", part, dropped)
     assert list(read_commits(store, "a")) == []
 
 
