@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from hornbook.artifact import Artifact, Manifest
+from hornbook.artifact import Artifact, Manifest, sum_counts, sum_reasons
 from hornbook.documents import FAN_OUT_BITS
 from hornbook.errors import StoreError
 from hornbook.events import read_events
@@ -101,18 +100,14 @@ class StageView:
         """The manifest's counts; of an unfinished artifact, the sums over what is committed."""
         if self.manifest:
             return self.manifest.counts
-        sums: Counter[str] = Counter()
-        for part in self.parts:
-            sums.update({name: getattr(part, name) for name in ("planned", "rows", "succeeded", "rejected", "empty")})
-            sums.update(part.counts)
-        return dict(sums)
+        return sum_counts(self.parts)
 
     @cached_property
     def reasons(self) -> Mapping[str, int]:
         """Rejects by reason."""
         if self.manifest:
             return self.manifest.reasons
-        return dict(sum((Counter(part.reasons) for part in self.parts), Counter()))
+        return sum_reasons(self.parts)
 
 
 @dataclass
