@@ -144,6 +144,28 @@ def artifact_folder(kind: str, fingerprint: str) -> str:
     return f"{ARTIFACTS}/{kind}-{fingerprint[:16]}"
 
 
+def delete_artifact(artifact: Artifact) -> None:
+    """Delete an artifact's folder: first what says that something is whole (the manifest, records, commit records), then
+    the data, so that a kill in between leaves less of an artifact but never a torn one that is taken for whole.
+
+    Hold the artifact's lock.
+    """
+    store, folder = artifact.store, artifact.folder
+    store.delete(f"{folder}/{MANIFEST}")
+    artifact.__dict__.pop("manifest", None)
+    artifact.__dict__.pop("parts", None)
+    for name, _ in store.files(folder):
+        if name.endswith(".json") and not name.startswith("parts/"):
+            store.delete(f"{folder}/{name}")
+    store.delete(f"{folder}/parts")
+    store.delete(folder)
+
+
+def lock_name(folder: str) -> str:
+    """Return the store name of the lock that whoever makes or deletes an artifact holds."""
+    return f"locks/{folder.split('/')[-1]}.json"
+
+
 def finish_artifact(
     artifact: Artifact,
     *,
@@ -203,6 +225,21 @@ def finish_artifact(
     return manifest
 
 
+def sum_counts(parts: Iterable[PartCommit]) -> dict[str, float]:
+    """Return the sums over commit records: `planned`, `rows`, `succeeded`, `rejected`, `empty`, and the stage's own."""
+    sums: Counter[str] = Counter()
+    for part in parts:
+        for name in PART_COUNTS:
+            sums[name] += getattr(part, name)
+        sums.update(part.counts)
+    return dict(sums)
+
+
+def sum_reasons(parts: Iterable[PartCommit]) -> dict[str, int]:
+    """Return how many units commit records reject, by reason."""
+    return dict(sum((Counter(part.reasons) for part in parts), Counter()))
+
+
 def content_digest(parts: Sequence[PartCommit], files: Sequence[FileEntry]) -> str:
     """Return a hash of what an artifact holds: its rows in plan order and its files; no times, no file names of attempts."""
     content = [
@@ -225,21 +262,6 @@ def versions() -> dict[str, str]:
 
 
 def _part_value(part: PartCommit) -> dict[str, Any]:
-def sum_counts(parts: Iterable[PartCommit]) -> dict[str, float]:
-    """Return the sums over commit records: `planned`, `rows`, `succeeded`, `rejected`, `empty`, and the stage's own."""
-    sums: Counter[str] = Counter()
-    for part in parts:
-        for name in PART_COUNTS:
-            sums[name] += getattr(part, name)
-        sums.update(part.counts)
-    return dict(sums)
-
-
-def sum_reasons(parts: Iterable[PartCommit]) -> dict[str, int]:
-    """Return how many units commit records reject, by reason."""
-    return dict(sum((Counter(part.reasons) for part in parts), Counter()))
-
-
     return {**vars(part), "files": [vars(entry) for entry in part.files]}
 
 

@@ -12,7 +12,7 @@ from hornbook.documents import planned_row
 from hornbook.errors import StoreError
 from hornbook.events import Events, read_events
 from hornbook.progress import duration
-from hornbook.runs import Run, load_run, run_ids
+from hornbook.runs import Run, all_runs, load_run
 from hornbook.settings import nearest
 from hornbook.stage import StageContext
 from hornbook.store import Store
@@ -79,15 +79,15 @@ def list_artifacts(store: Store) -> list[list[str]]:
 def list_runs(store: Store) -> list[list[str]]:
     """Return a table row for each run, newest last."""
     rows = []
-    for run in sorted((load_run(store, name) for name in run_ids(store)), key=lambda found: found.value["started"]):
-        value, stages = run.value, run.value["stages"]
+    for run in sorted(all_runs(store), key=lambda found: float(found.value["started"])):
+        value, stages, state = run.value, run.value["stages"], run.state()
         finished = sum(stage["state"] in ("made", "reused") for stage in stages.values())
         now = next((name for name, stage in stages.items() if stage["state"] == "running"), "")
-        ended = value["finished"] or (time.time() if run.state() == "running" else None)
+        ended = value["finished"] or (time.time() if state == "running" else None)
         took = duration(ended - value["started"]) if ended else ""
         error = str(value.get("error", "")).splitlines()
-        note = now if run.state() == "running" else (error[0][:SHOWN_CHARACTERS] if error else "")
-        rows.append([run.id, run.state(), _when(value["started"]), took, f"{finished}/{len(stages)}", note])
+        note = now if state == "running" else (error[0][:SHOWN_CHARACTERS] if error else "")
+        rows.append([run.id, state, _when(value["started"]), took, f"{finished}/{len(stages)}", note])
     return rows
 
 
