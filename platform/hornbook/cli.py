@@ -265,7 +265,8 @@ def gc(
     _table(["what", "why", "size"], plan.rows())
     typer.echo(plan.summary(delete))
     if delete:
-        collect(store, plan)
+        for name in collect(store, plan):
+            typer.echo(f"kept after all: {name}, which a run works at or may need by now")
 
 
 @app.command()
