@@ -125,8 +125,8 @@ def trace(
 
         hornbook trace latest@40:3:17
     """
-    from hornbook.inspection import trace_document, trace_token
     from hornbook.store import open_store
+    from hornbook.trace import trace_document, trace_token
 
     for line in trace_token(open_store(), what) if "@" in what else trace_document(open_store(), what):
         typer.echo(line)

@@ -16,9 +16,9 @@ from hornbook.artifact import Artifact
 from hornbook.errors import EngineError, HornbookError, ModelError, Stopped
 from hornbook.events import read_events
 from hornbook.garbage import collect, plan_collection
-from hornbook.inspection import plan_tree, trace_document
-from hornbook.lock import hold
-from hornbook.pipeline import Finished, plan_recipe, run_recipe
+from hornbook.inspection import plan_tree
+from hornbook.lock import Holder, hold, read_holder
+from hornbook.pipeline import Finished, _Engines, plan_recipe, run_recipe
 from hornbook.recipe import Recipe, check_recipe
 from hornbook.runs import load_run, request_stop, run_ids
 from hornbook.store import Store
