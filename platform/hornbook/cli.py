@@ -349,12 +349,12 @@ def run_command(
 
 def guarded(function: Callable[[], Any]) -> None:
     """Run a command line; print hornbook's own errors as one message with the cure, and leave with their exit code."""
-    from hornbook.errors import HornbookError
+    from hornbook.errors import HornbookError, Stopped
 
     try:
         function()
     except HornbookError as error:
-        typer.secho(f"{'stopped' if error.exit_code == 0 else 'error'}: {error}", err=True)
+        typer.secho(f"{'stopped' if isinstance(error, Stopped) else 'error'}: {error}", err=True)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         typer.secho("interrupted; the same command goes on where it stood", err=True)

@@ -55,7 +55,7 @@ class StageView:
 
     @property
     def state(self) -> str:
-        """`reused`, `made`, `failed`, `running` or `pending`."""
+        """`reused`, `made`, `stopped`, `failed`, `running` or `pending`."""
         return str(self.entry.get("state", "pending"))
 
     @property
@@ -139,7 +139,7 @@ def read_run(store: Store, run_id: str) -> RunView:
             continue
         if event.get("event") == "stage-start":
             stage.began, stage.ended = numeric(event.get("time")), None
-        elif event.get("event") in ("stage-end", "stage-failed"):
+        elif event.get("event") in ("stage-end", "stage-failed", "stage-stopped"):
             stage.ended = numeric(event.get("time"))
     return RunView(record, stages, events)
 
