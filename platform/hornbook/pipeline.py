@@ -174,6 +174,7 @@ def _make(
 ) -> None:
     store, stage = artifact.store, entry.stage
     engines.connect()
+    engines.make_room(stage.settings)
     require_shared_store(store)
     began = time.monotonic()
     run.update_stage(entry.name, state="running", began=round(time.time(), 3))
@@ -255,10 +256,22 @@ class _Engines:
             self._pools[settings] = EnginePool(settings)
         return self._pools[settings].handle()
 
+    def make_room(self, stage: Any) -> None:
+        """Close the pools that hold GPUs and that the stage with these settings does not ask for.
+
+        A pool takes all GPUs, so the stage would wait for ever. On processors alone they stay: engine starts are dear.
+        """
+        holding = [known for known in self._pools if known.kind == "vllm" and known != getattr(stage, "engine", None)]
+        if holding and resources().gpus:
+            self._close(holding)
+
     def keep_only(self, later: Sequence[Any]) -> None:
         """Close the pools that no later stage asks for: their processors and memory are wanted elsewhere."""
         needed = [getattr(settings, "engine", None) for settings in later]
-        for settings in [known for known in self._pools if known not in needed]:
+        self._close([known for known in self._pools if known not in needed])
+
+    def _close(self, pools: Sequence[EngineSettings]) -> None:
+        for settings in pools:
             self._pools.pop(settings).close()
 
 
