@@ -11,7 +11,7 @@ import importlib.metadata
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from hornbook.store import Store
 FORMAT_VERSION = 1
 ARTIFACTS = "artifacts"
 MANIFEST = "manifest.json"
+PART_COUNTS = ("planned", "rows", "succeeded", "rejected", "empty")
 THRESHOLD = "threshold.json"
 """File of a scoring artifact: {"threshold": the score from which a document is kept}. A file, since it must count in the digest."""
 
@@ -72,6 +73,7 @@ class Manifest(BaseModel):
     """`planned`, `rows`, `succeeded`, `rejected`, `empty`, and the stage's own sums (`tokens`, ...)."""
     reasons: dict[str, int]
     parts: list[dict[str, Any]]
+    """All commit records, in plan order: the manifest grows with the number of parts (about 400 bytes each)."""
     files: list[FileEntry]
     metrics: dict[str, Any]
     """Figures of the stage for the report; not part of the digest."""
@@ -142,6 +144,28 @@ def artifact_folder(kind: str, fingerprint: str) -> str:
     return f"{ARTIFACTS}/{kind}-{fingerprint[:16]}"
 
 
+def delete_artifact(artifact: Artifact) -> None:
+    """Delete an artifact's folder: first what says that something is whole (the manifest, records, commit records), then
+    the data, so that a kill in between leaves less of an artifact but never a torn one that is taken for whole.
+
+    Hold the artifact's lock.
+    """
+    store, folder = artifact.store, artifact.folder
+    store.delete(f"{folder}/{MANIFEST}")
+    artifact.__dict__.pop("manifest", None)
+    artifact.__dict__.pop("parts", None)
+    for name, _ in store.files(folder):
+        if name.endswith(".json") and not name.startswith("parts/"):
+            store.delete(f"{folder}/{name}")
+    store.delete(f"{folder}/parts")
+    store.delete(folder)
+
+
+def lock_name(folder: str) -> str:
+    """Return the store name of the lock that whoever makes or deletes an artifact holds."""
+    return f"locks/{folder.split('/')[-1]}.json"
+
+
 def finish_artifact(
     artifact: Artifact,
     *,
@@ -186,8 +210,8 @@ def finish_artifact(
             for role, artifacts in inputs.items()
         },
         columns=_columns(artifact, parts),
-        counts=_sums(parts),
-        reasons=dict(sum((Counter(part.reasons) for part in parts), Counter())),
+        counts=sum_counts(parts),
+        reasons=sum_reasons(parts),
         parts=[_part_value(part) for part in parts],
         files=entries,
         metrics=dict(metrics),
@@ -199,6 +223,21 @@ def finish_artifact(
     artifact.__dict__.pop("manifest", None)
     artifact.__dict__.pop("parts", None)
     return manifest
+
+
+def sum_counts(parts: Iterable[PartCommit]) -> dict[str, float]:
+    """Return the sums over commit records: `planned`, `rows`, `succeeded`, `rejected`, `empty`, and the stage's own."""
+    sums: Counter[str] = Counter()
+    for part in parts:
+        for name in PART_COUNTS:
+            sums[name] += getattr(part, name)
+        sums.update(part.counts)
+    return dict(sums)
+
+
+def sum_reasons(parts: Iterable[PartCommit]) -> dict[str, int]:
+    """Return how many units commit records reject, by reason."""
+    return dict(sum((Counter(part.reasons) for part in parts), Counter()))
 
 
 def content_digest(parts: Sequence[PartCommit], files: Sequence[FileEntry]) -> str:
@@ -224,15 +263,6 @@ def versions() -> dict[str, str]:
 
 def _part_value(part: PartCommit) -> dict[str, Any]:
     return {**vars(part), "files": [vars(entry) for entry in part.files]}
-
-
-def _sums(parts: Sequence[PartCommit]) -> dict[str, float]:
-    sums: Counter[str] = Counter()
-    for part in parts:
-        for name in ("planned", "rows", "succeeded", "rejected", "empty"):
-            sums[name] += getattr(part, name)
-        sums.update(part.counts)
-    return dict(sums)
 
 
 def _columns(artifact: Artifact, parts: Sequence[PartCommit]) -> list[str]:

@@ -125,8 +125,8 @@ def trace(
 
         hornbook trace latest@40:3:17
     """
-    from hornbook.inspection import trace_document, trace_token
     from hornbook.store import open_store
+    from hornbook.trace import trace_document, trace_token
 
     for line in trace_token(open_store(), what) if "@" in what else trace_document(open_store(), what):
         typer.echo(line)
@@ -265,7 +265,8 @@ def gc(
     _table(["what", "why", "size"], plan.rows())
     typer.echo(plan.summary(delete))
     if delete:
-        collect(store, plan)
+        for name in collect(store, plan):
+            typer.echo(f"kept after all: {name}, which a run works at or may need by now")
 
 
 @app.command()
@@ -348,12 +349,12 @@ def run_command(
 
 def guarded(function: Callable[[], Any]) -> None:
     """Run a command line; print hornbook's own errors as one message with the cure, and leave with their exit code."""
-    from hornbook.errors import HornbookError
+    from hornbook.errors import HornbookError, Stopped
 
     try:
         function()
     except HornbookError as error:
-        typer.secho(f"{'stopped' if error.exit_code == 0 else 'error'}: {error}", err=True)
+        typer.secho(f"{'stopped' if isinstance(error, Stopped) else 'error'}: {error}", err=True)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         typer.secho("interrupted; the same command goes on where it stood", err=True)

@@ -2,7 +2,7 @@
 
 Each carries what happened (naming the file, the row or the setting) and, where there is one, the cure. The command
 line prints both without a traceback and leaves with the error's exit code: 2 where the user's own input is
-wrong, 1 where the world failed. Any other exception is a bug of ours and keeps its traceback.
+wrong, 1 where the world failed, 3 where the run was stopped before its end. Any other exception is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class TrainingError(HornbookError):
 
 
 class Stopped(HornbookError):
-    """The run was asked to stop (`hornbook stop`); everything finished so far is saved. Not a failure."""
+    """The run was asked to stop (`hornbook stop`); everything finished so far is saved. Not a failure, but not the
+    whole recipe either: 0 would show a Ray job as SUCCEEDED and let `hornbook run ... && next` go on."""
 
-    exit_code = 0
+    exit_code = 3

@@ -1,4 +1,4 @@
-"""What the commands that only look print: artifacts, runs, plans, and the trace of a document."""
+"""What the commands that only look print: artifacts, runs and plans. (`hornbook.trace` has the trace of a document.)"""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hornbook.artifact import ARTIFACTS, Artifact
-from hornbook.documents import planned_row
+from hornbook.artifact import ARTIFACTS, Artifact, Manifest
 from hornbook.errors import StoreError
-from hornbook.events import Events, read_events
+from hornbook.events import read_events
 from hornbook.progress import duration
-from hornbook.runs import Run, load_run, run_ids
+from hornbook.runs import Run, all_runs, load_run
 from hornbook.settings import nearest
-from hornbook.stage import StageContext
 from hornbook.store import Store
 
 if TYPE_CHECKING:
@@ -23,6 +21,10 @@ if TYPE_CHECKING:
 
 SHOWN_CHARACTERS = 100
 FOLLOW_SECONDS = 1.0
+REJECTS_SHOWN = 3
+"""Rejects of each reason that `hornbook show` prints."""
+PARTS_READ = 20
+"""Parts that are opened at most to find them."""
 
 
 def artifacts(store: Store) -> list[Artifact]:
@@ -79,15 +81,15 @@ def list_artifacts(store: Store) -> list[list[str]]:
 def list_runs(store: Store) -> list[list[str]]:
     """Return a table row for each run, newest last."""
     rows = []
-    for run in sorted((load_run(store, name) for name in run_ids(store)), key=lambda found: found.value["started"]):
-        value, stages = run.value, run.value["stages"]
+    for run in sorted(all_runs(store), key=lambda found: float(found.value["started"])):
+        value, stages, state = run.value, run.value["stages"], run.state()
         finished = sum(stage["state"] in ("made", "reused") for stage in stages.values())
         now = next((name for name, stage in stages.items() if stage["state"] == "running"), "")
-        ended = value["finished"] or (time.time() if run.state() == "running" else None)
+        ended = value["finished"] or (time.time() if state == "running" else None)
         took = duration(ended - value["started"]) if ended else ""
         error = str(value.get("error", "")).splitlines()
-        note = now if run.state() == "running" else (error[0][:SHOWN_CHARACTERS] if error else "")
-        rows.append([run.id, run.state(), _when(value["started"]), took, f"{finished}/{len(stages)}", note])
+        note = now if state == "running" else (error[0][:SHOWN_CHARACTERS] if error else "")
+        rows.append([run.id, state, _when(value["started"]), took, f"{finished}/{len(stages)}", note])
     return rows
 
 
@@ -115,14 +117,12 @@ def describe_artifact(artifact: Artifact, rows: int) -> Iterator[str]:
     yield f"  {manifest.produces} of stage {manifest.stage} ({manifest.kind}), {made}"
     yield f"  fingerprint {manifest.fingerprint}"
     yield f"  digest      {manifest.digest}"
-    yield "lineage"
-    yield f"  seed {manifest.seed}"
-    for role, references in manifest.inputs.items():
-        for reference in references:
-            yield f"  {role}: {reference.stage}, {reference.folder}, digest {reference.digest[:16]}"
+    yield f"  seed        {manifest.seed}"
     for name, revision in manifest.models.items():
-        yield f"  model {name} at {revision}"
-    yield f"  settings {json.dumps(manifest.settings, ensure_ascii=False)}"
+        yield f"  model       {name} at {revision}"
+    yield f"  settings    {json.dumps(manifest.settings, ensure_ascii=False)}"
+    yield "lineage"
+    yield from _lineage(artifact, "  ", set())
     yield "counts"
     for name, value in manifest.counts.items():
         yield f"  {name:<20} {_count(value)}"
@@ -130,6 +130,7 @@ def describe_artifact(artifact: Artifact, rows: int) -> Iterator[str]:
         yield "rejects"
         for reason, count in sorted(manifest.reasons.items(), key=lambda entry: -entry[1]):
             yield f"  {reason:<20} {count:,}"
+        yield from _some_rejects(artifact)
     if manifest.files:
         yield "files"
         for file in manifest.files:
@@ -140,77 +141,6 @@ def describe_artifact(artifact: Artifact, rows: int) -> Iterator[str]:
             yield f"  {column}"
         yield f"first {rows} rows"
         yield from _first_rows(artifact, rows)
-
-
-def trace_document(store: Store, key: str) -> Iterator[str]:
-    """Yield the lines of `hornbook trace`: the document, what made it, its parents likewise, and its scores.
-
-    Raises:
-        StoreError: no document of the store has this key, or the prefix fits several.
-    """
-    try:
-        bytes.fromhex(key + "0" * (len(key) % 2))
-    except ValueError:
-        raise StoreError(
-            f"{key!r} is not a document key: hexadecimal digits are wanted", "`hornbook show` prints keys"
-        ) from None
-    corpora = [found for found in artifacts(store) if found.complete and found.manifest.produces == "documents"]
-    found = _find_documents(corpora, key.lower())
-    keys = sorted({row["key"].hex() for _, row in found})
-    if not keys:
-        raise StoreError(f"no document in {store.describe(ARTIFACTS)} has a key {key!r}", "`hornbook show` prints keys")
-    if len(keys) > 1:
-        raise StoreError(
-            f"several documents have keys that begin with {key!r}: {', '.join(keys[:5])}", "give more digits"
-        )
-    artifact, row = found[0]
-    yield from _trace(store, corpora, artifact, row, "")
-
-
-def trace_token(store: Store, place: str) -> Iterator[str]:
-    """Yield the trace of the document behind a training token, `RUN[/STAGE]@STEP:ROW:POSITION`.
-
-    Without a stage the run's last pretraining counts. The step is the optimizer step as the metrics number it, from 1; row
-    and position count from 0.
-
-    Raises:
-        StoreError, DataError: no such run, stage, step, row or position.
-    """
-    from hornbook.recipe import check_recipe
-
-    name, _, numbers = place.partition("@")
-    try:
-        step, row, position = (int(number) for number in numbers.split(":"))
-    except ValueError:
-        raise StoreError(f"{place!r} is not RUN@STEP:ROW:POSITION", "for example latest@40:3:17") from None
-    run_name, _, stage_name = name.partition("/")
-    run = load_run(store, run_name)
-    recipe = check_recipe(run.value["source"], f"{run.folder}/run.json")
-    trained = [stage for stage, entry in recipe.stages.items() if entry.stage.kind == "pretrain"]
-    stage_name = stage_name or (trained[-1] if trained else "")
-    if stage_name not in run.value["stages"]:
-        known = list(run.value["stages"])
-        raise StoreError(f"run {run.id} has no stage {stage_name!r}{nearest(stage_name, known)}", "give RUN/STAGE@...")
-    artifact = find_artifact(store, f"{run.id}/{stage_name}")
-    references = artifact.manifest.inputs
-    context = StageContext(
-        artifact=artifact,
-        inputs={role: [Artifact(store, found.folder) for found in entries] for role, entries in references.items()},
-        input_stages={role: [found.stage for found in entries] for role, entries in references.items()},
-        stage=stage_name,
-        seed=artifact.manifest.seed,
-        run=run.id,
-        events=Events(store, run.folder),
-        stop_requested=lambda: False,
-        open_engine=_no_engine,
-    )
-    found = recipe.stages[stage_name].stage.locate_token(context, step, row, position)
-    yield f"step {step}, row {row}, position {position} of {stage_name}: token {found.offset} of a document of {found.corpus}"
-    yield from trace_document(store, found.key.hex())
-
-
-def _no_engine(settings: object) -> Any:
-    raise AssertionError("tracing asks no engine")
 
 
 def plan_tree(recipe: Recipe, planned: Mapping[str, Planned]) -> Iterator[str]:
@@ -247,93 +177,76 @@ def _tree(
         yield from _tree(recipe, planned, parent, below, number == len(set(parents)) - 1, shown)
 
 
-def _trace(
-    store: Store, corpora: list[Artifact], artifact: Artifact, row: dict[str, Any], indent: str
-) -> Iterator[str]:
-    key = row["key"]
-    yield f"{indent}document {key.hex()}: {row['kind']} from {row['source']}, planned row {planned_row(row['id'])}"
-    yield f"{indent}  artifact {artifact.folder} (stage {artifact.manifest.stage})"
-    yield f"{indent}  text     {_short(row['text'])}"
-    if row["meta"] != "{}":
-        yield f"{indent}  meta     {_short(row['meta'])}"
-    made_by = row["made_by"]
-    if made_by is not None:
-        prompt = " / ".join(message["content"] for message in json.loads(made_by["prompt"]))
-        yield f"{indent}  prompt   {json.dumps(prompt, ensure_ascii=False)}"
-        yield f"{indent}  seeds    {made_by['seeds']}"
-        yield f"{indent}  model    {made_by['model']} at {made_by['revision']}"
-        yield f"{indent}  sampling {made_by['sampling']}, row seed {made_by['row_seed']}"
-        yield f"{indent}  finished {made_by['finish_reason']}, {made_by['completion_tokens']} tokens after {made_by['prompt_tokens']}"
-    for attributes, scores in _scores(store, row, artifact):
-        yield f"{indent}  scores   {attributes.manifest.stage}: {scores}"
-    for parent in row["parents"]:
-        yield f"{indent}  made from:"
-        found = _find_documents(corpora, parent.hex())
-        if found:
-            yield from _trace(store, corpora, *found[0], indent + "    ")
-        else:
-            yield f"{indent}    document {parent.hex()}: not in this store any more"
-
-
-def _find_documents(corpora: list[Artifact], prefix: str) -> list[tuple[Artifact, dict[str, Any]]]:
-    """Return documents whose key begins with the hexadecimal `prefix`, one per artifact and key."""
-    found = []
-    for corpus in corpora:
-        for part in corpus.parts:
-            if not part.rows:
+def _lineage(artifact: Artifact, indent: str, shown: set[str]) -> Iterator[str]:
+    """Yield what an artifact was made from, and what that was made from, down to the roots."""
+    for role, references in artifact.manifest.inputs.items():
+        for reference in references:
+            again = reference.folder in shown
+            shown.add(reference.folder)
+            parent = Artifact(artifact.store, reference.folder)
+            line = f"{indent}{role}: {reference.stage}, {reference.folder}, digest {reference.digest[:16]}"
+            if again:
+                yield f"{line} (see above)"
                 continue
-            keys = corpus.read(part, columns=["key"]).column("key")
-            matches = [number for number, key in enumerate(keys.to_pylist()) if key.hex().startswith(prefix)]
-            if matches:
-                rows = corpus.read(part).take(matches)
-                found += [(corpus, row) for row in rows.sort_by("id").to_pylist()]
-    return found
+            manifest, remark = _manifest_as_it_was(parent, reference.digest)
+            yield line + remark
+            if manifest is not None:
+                for name, revision in manifest.models.items():
+                    yield f"{indent}  model {name} at {revision}"
+                yield from _lineage(parent, indent + "  ", shown)
 
 
-def _scores(store: Store, row: dict[str, Any], corpus: Artifact) -> Iterator[tuple[Artifact, str]]:
-    """Yield the attributes of a document from every finished artifact that scores its corpus."""
-    for attributes in artifacts(store):
-        if not attributes.complete or attributes.manifest.produces != "attributes":
+def _manifest_as_it_was(artifact: Artifact, digest: str) -> tuple[Manifest | None, str]:
+    """Return an input's manifest, and a remark where it is not, or no longer, what went into the artifact."""
+    try:
+        if not artifact.complete:
+            return None, " (not in this store any more)"
+        if artifact.manifest.digest != digest:
+            return None, f" (made anew since: it now holds {artifact.manifest.digest[:16]})"
+        return artifact.manifest, ""
+    except StoreError:
+        return None, " (damaged)"
+
+
+def _some_rejects(artifact: Artifact) -> Iterator[str]:
+    """Yield up to REJECTS_SHOWN rejects of each reason, from the first parts that have any."""
+    missing = {reason: min(count, REJECTS_SHOWN) for reason, count in artifact.manifest.reasons.items()}
+    opened = 0
+    for part in artifact.parts:
+        if opened == PARTS_READ or not any(missing.values()):
+            return
+        if not any(missing.get(reason) for reason in part.reasons):
             continue
-        sources = {reference.digest for references in attributes.manifest.inputs.values() for reference in references}
-        if corpus.manifest.digest not in sources:
-            continue
-        for table in attributes.tables():
-            rows = [found for found in table.drop_columns(_vectors(table)).to_pylist() if found["key"] == row["key"]]
-            for found in rows[:1]:
-                scores = ", ".join(f"{n}={v}" for n, v in found.items() if n not in ("id", "key"))
-                if scores:
-                    yield attributes, scores
-
-
-def _vectors(table: Any) -> list[str]:
-    import pyarrow.types as types
-
-    return [field.name for field in table.schema if types.is_fixed_size_list(field.type) or types.is_list(field.type)]
+        opened += 1
+        for row in artifact.read(part, "rejects", columns=["id", "unit", "reason", "detail"]).to_pylist():
+            if missing.get(row["reason"]):
+                missing[row["reason"]] -= 1
+                detail = f", detail={short(row['detail'])}" if row["detail"] else ""
+                yield f"  id={row['id']} {row['reason']}: unit={short(row['unit'])}{detail}"
 
 
 def _first_rows(artifact: Artifact, rows: int) -> Iterator[str]:
     left = rows
-    for table in artifact.tables():
-        table = table.drop_columns(_vectors_but_parents(table))
+    for table in artifact.tables(columns=plain_columns(artifact)):
         for row in table.slice(0, left).to_pylist():
             left -= 1
             key = row.pop("key", b"").hex()
             made_by = row.pop("made_by", None)
-            fields = ", ".join(
-                f"{name}={_short(value)}" for name, value in row.items() if value not in (None, [], "{}")
-            )
+            fields = ", ".join(f"{name}={short(value)}" for name, value in row.items() if value not in (None, [], "{}"))
             finish = f", finish={made_by['finish_reason']}" if made_by else ""
             yield f"  {key}  {fields}{finish}"
         if left <= 0:
             return
 
 
-def _vectors_but_parents(table: Any) -> list[str]:
-    return [name for name in _vectors(table) if name != "parents"]
+def plain_columns(artifact: Artifact) -> list[str]:
+    """Return the names of an artifact's columns but those of vectors, which are large and which nobody reads."""
+    columns = [column.split(": ", 1) for column in artifact.manifest.columns]
+    return [name for name, kind in columns if name == "parents" or not kind.startswith(("list", "fixed_size_list"))]
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Return a value on one line, at most SHOWN_CHARACTERS of it."""
     if isinstance(value, list):
         return "[" + ", ".join(item.hex()[:12] if isinstance(item, bytes) else str(item) for item in value) + "]"
     if isinstance(value, float):

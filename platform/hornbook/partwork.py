@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hornbook import errors
+from hornbook.artifact import PART_COUNTS, sum_counts
 from hornbook.errors import HornbookError
-from hornbook.parts import PartContent, PartRange, commit_part, missing_ranges, read_commit
+from hornbook.parts import PartContent, PartRange, commit_part, missing_ranges, read_commit, read_commits
 from hornbook.progress import Progress
 
 if TYPE_CHECKING:
@@ -233,13 +234,6 @@ def _raise_if_failed(row: dict[str, Any], stage: str) -> None:
 
 
 def _totals(store: Store, folder: str) -> Totals:
-    from hornbook.parts import read_commits
-
-    totals = Totals()
-    for record in read_commits(store, folder):
-        totals.planned += record.planned
-        totals.rows += record.rows
-        totals.rejected += record.rejected
-        for name, value in record.counts.items():
-            totals.counts[name] = totals.counts.get(name, 0) + value
-    return totals
+    sums = sum_counts(read_commits(store, folder))
+    planned, rows, rejected = (int(sums.get(name, 0)) for name in ("planned", "rows", "rejected"))
+    return Totals(planned, rows, rejected, {name: sums[name] for name in sums if name not in PART_COUNTS})

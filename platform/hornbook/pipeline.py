@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hornbook import __version__
-from hornbook.artifact import Artifact, artifact_folder, finish_artifact, versions
-from hornbook.cluster import cluster, require_shared_store
+from hornbook.artifact import Artifact, artifact_folder, delete_artifact, finish_artifact, lock_name, versions
+from hornbook.cluster import cluster, require_shared_store, resources
 from hornbook.errors import HornbookError, Stopped
 from hornbook.events import Events
 from hornbook.fingerprint import fingerprint
-from hornbook.lock import hold
+from hornbook.lock import Lock, hold
 from hornbook.models import digest
 from hornbook.progress import duration
 from hornbook.recipe import Recipe, RecipeStage
-from hornbook.runs import Run, create_run, stop_check
+from hornbook.runs import Run, new_run, stop_check
 from hornbook.stage import Expected, StageContext
 from hornbook.store import Store
 
@@ -95,25 +95,25 @@ def run_recipe(
     names = [name for name in recipe.stages if name in wanted]
     for name in names:
         _model_digests(recipe.stages[name])  # an unknown model is said now, not when its stage comes
-    run = _new_run(recipe, store, names, command)
-    events = Events(store, run.folder)
-    events.emit("run", run=run.id, recipe=recipe.name, command=command, stages=names)
-    finished = Finished(run)
     remake = recipe.descendants(remake_from) if remake_from else set()
-    say(f"run {run.id}: {len(names)} stages, store {store.url.split('?')[0]}")
-    try:
-        with _Engines() as engines:
-            _run_stages(recipe, store, names, remake, finished, events, engines, say)
-        run.update(state="succeeded", finished=round(time.time(), 3))
-    except BaseException as error:
-        state = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-        events.emit("failed", state=state, error=str(error))
-        run.update(state=state, finished=round(time.time(), 3), error=str(error))
-        raise
-    finally:
-        events.emit("end", state=run.value["state"], seconds=round(time.time() - run.value["started"], 3))
-        events.close()
-        _report(store, run, say)
+    with new_run(store, recipe.name, _record(recipe, names, command)) as run:
+        events = Events(store, run.folder)
+        events.emit("run", run=run.id, recipe=recipe.name, command=command, stages=names)
+        finished = Finished(run)
+        say(f"run {run.id}: {len(names)} stages, store {store.url.split('?')[0]}")
+        try:
+            with _Engines() as engines:
+                _run_stages(recipe, store, names, remake, finished, events, engines, say)
+            run.update(state="succeeded", finished=round(time.time(), 3))
+        except BaseException as error:
+            state = _end_of(error)
+            events.emit(state, error=str(error))
+            run.update(state=state, finished=round(time.time(), 3), error=str(error))
+            raise
+        finally:
+            events.emit("end", state=run.value["state"], seconds=round(time.time() - run.value["started"], 3))
+            events.close()
+            _report(store, run, say)
     return finished
 
 
@@ -141,14 +141,14 @@ def _run_stages(
         if artifact.complete and name not in remake:
             _reuse(name, artifact, run, events, say, head)
         else:
-            with hold(store, f"locks/{artifact.folder.split('/')[-1]}.json", run.id, say):
+            with hold(store, lock_name(artifact.folder), run.id, say) as lock:
                 if artifact.complete and name not in remake:  # another driver made it while this one waited
                     _reuse(name, artifact, run, events, say, head)
                 else:
                     if name in remake:
-                        store.delete(artifact.folder)
+                        delete_artifact(artifact)
                     say(f"{head}: {entry.stage.kind} ...")
-                    _make(entry, artifact, mark, recipe.seed, inputs, run, events, engines, stop_requested)
+                    _make(entry, artifact, mark, recipe.seed, inputs, run, events, engines, stop_requested, lock)
                     say(f"{head}: done in {duration(run.value['stages'][name]['seconds'])}, {_summary(artifact)}")
         finished.artifacts[name] = artifact
         engines.keep_only([recipe.stages[later].stage.settings for later in names[number:]])
@@ -170,9 +170,11 @@ def _make(
     events: Events,
     engines: _Engines,
     stop_requested: Callable[[], bool],
+    lock: Lock,
 ) -> None:
     store, stage = artifact.store, entry.stage
     engines.connect()
+    engines.make_room(stage.settings)
     require_shared_store(store)
     began = time.monotonic()
     run.update_stage(entry.name, state="running", began=round(time.time(), 3))
@@ -185,11 +187,17 @@ def _make(
         seed=seed,
         run=run.id,
         events=events,
-        stop_requested=stop_requested,
+        stop_requested=lambda: lock.lost or stop_requested(),
         open_engine=engines.open,
     )
     try:
-        result = stage.run(context)
+        try:
+            result = stage.run(context)
+        except Stopped:
+            if lock.lost:
+                lock.check()  # says why it was stopped
+            raise
+        lock.check()  # what another driver took over is for that one to finish
         manifest = finish_artifact(
             artifact,
             kind=stage.kind,
@@ -206,8 +214,11 @@ def _make(
             files=result.files,
         )
     except BaseException as error:
-        run.update_stage(entry.name, state="failed", seconds=round(time.monotonic() - began, 3))
-        events.emit("stage-failed", stage=entry.name, error=str(error))
+        state = _end_of(error)
+        if lock.lost:
+            events.emit("lock-lost", stage=entry.name, folder=artifact.folder)
+        run.update_stage(entry.name, state=state, seconds=round(time.monotonic() - began, 3))
+        events.emit(f"stage-{state}", stage=entry.name, error=str(error))
         raise
     seconds = round(time.monotonic() - began, 3)
     run.update_stage(entry.name, state="made", seconds=seconds)
@@ -245,14 +256,31 @@ class _Engines:
             self._pools[settings] = EnginePool(settings)
         return self._pools[settings].handle()
 
+    def make_room(self, stage: Any) -> None:
+        """Close the pools that hold GPUs and that the stage with these settings does not ask for.
+
+        A pool takes all GPUs, so the stage would wait for ever. On processors alone they stay: engine starts are dear.
+        """
+        holding = [known for known in self._pools if known.kind == "vllm" and known != getattr(stage, "engine", None)]
+        if holding and resources().gpus:
+            self._close(holding)
+
     def keep_only(self, later: Sequence[Any]) -> None:
         """Close the pools that no later stage asks for: their processors and memory are wanted elsewhere."""
         needed = [getattr(settings, "engine", None) for settings in later]
-        for settings in [known for known in self._pools if known not in needed]:
+        self._close([known for known in self._pools if known not in needed])
+
+    def _close(self, pools: Sequence[EngineSettings]) -> None:
+        for settings in pools:
             self._pools.pop(settings).close()
 
 
-def _new_run(recipe: Recipe, store: Store, names: Sequence[str], command: str) -> Run:
+def _end_of(error: BaseException) -> str:
+    return "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+
+
+def _record(recipe: Recipe, names: Sequence[str], command: str) -> dict[str, Any]:
+    """Return what a run's record says of the recipe."""
     stages = {
         name: {
             "kind": recipe.stages[name].stage.kind,
@@ -265,7 +293,7 @@ def _new_run(recipe: Recipe, store: Store, names: Sequence[str], command: str) -
         }
         for name in names
     }
-    fields = {
+    return {
         "description": recipe.description,
         "seed": recipe.seed,
         "command": command,
@@ -274,7 +302,6 @@ def _new_run(recipe: Recipe, store: Store, names: Sequence[str], command: str) -
         "versions": versions(),
         "hornbook": __version__,
     }
-    return create_run(store, recipe.name, fields)
 
 
 def _fingerprint(entry: RecipeStage, seed: int, inputs: Mapping[str, Sequence[Artifact]]) -> str:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from hornbook.artifact import Artifact, Manifest
+from hornbook.artifact import Artifact, Manifest, sum_counts, sum_reasons
 from hornbook.documents import FAN_OUT_BITS
 from hornbook.errors import StoreError
 from hornbook.events import read_events
@@ -56,7 +55,7 @@ class StageView:
 
     @property
     def state(self) -> str:
-        """`reused`, `made`, `failed`, `running` or `pending`."""
+        """`reused`, `made`, `stopped`, `failed`, `running` or `pending`."""
         return str(self.entry.get("state", "pending"))
 
     @property
@@ -101,18 +100,14 @@ class StageView:
         """The manifest's counts; of an unfinished artifact, the sums over what is committed."""
         if self.manifest:
             return self.manifest.counts
-        sums: Counter[str] = Counter()
-        for part in self.parts:
-            sums.update({name: getattr(part, name) for name in ("planned", "rows", "succeeded", "rejected", "empty")})
-            sums.update(part.counts)
-        return dict(sums)
+        return sum_counts(self.parts)
 
     @cached_property
     def reasons(self) -> Mapping[str, int]:
         """Rejects by reason."""
         if self.manifest:
             return self.manifest.reasons
-        return dict(sum((Counter(part.reasons) for part in self.parts), Counter()))
+        return sum_reasons(self.parts)
 
 
 @dataclass
@@ -144,7 +139,7 @@ def read_run(store: Store, run_id: str) -> RunView:
             continue
         if event.get("event") == "stage-start":
             stage.began, stage.ended = numeric(event.get("time")), None
-        elif event.get("event") in ("stage-end", "stage-failed"):
+        elif event.get("event") in ("stage-end", "stage-failed", "stage-stopped"):
             stage.ended = numeric(event.get("time"))
     return RunView(record, stages, events)
 

@@ -78,13 +78,15 @@ class Store:
         """Tell whether a file or folder of this name exists."""
         from pyarrow.fs import FileType
 
-        return bool(self.filesystem.get_file_info(self.path(name)).type != FileType.NotFound)
+        with self._reading(name):
+            return bool(self.filesystem.get_file_info(self.path(name)).type != FileType.NotFound)
 
     def size(self, name: str) -> int:
         """Return a file's size in bytes, -1 if there is none."""
         from pyarrow.fs import FileType
 
-        info = self.filesystem.get_file_info(self.path(name))
+        with self._reading(name):
+            info = self.filesystem.get_file_info(self.path(name))
         return int(info.size) if info.type == FileType.File else -1
 
     def names(self, folder: str) -> list[str]:
@@ -92,7 +94,8 @@ class Store:
         from pyarrow.fs import FileSelector
 
         selector = FileSelector(self.path(folder), allow_not_found=True)
-        names = {info.base_name for info in self.filesystem.get_file_info(selector)}
+        with self._reading(folder):
+            names = {info.base_name for info in self.filesystem.get_file_info(selector)}
         return sorted(name for name in names if name and not name.startswith(TEMPORARY))
 
     def files(self, folder: str) -> list[tuple[str, int]]:
@@ -100,18 +103,14 @@ class Store:
         from pyarrow.fs import FileSelector, FileType
 
         base = self.path(folder).rstrip("/") + "/"
-        infos = self.filesystem.get_file_info(FileSelector(base, recursive=True, allow_not_found=True))
+        with self._reading(folder):
+            infos = self.filesystem.get_file_info(FileSelector(base, recursive=True, allow_not_found=True))
         return sorted((info.path.removeprefix(base), int(info.size)) for info in infos if info.type == FileType.File)
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes. Raises StoreError when it is missing or unreadable."""
-        try:
-            with self.filesystem.open_input_stream(self.path(name)) as stream:
-                return bytes(stream.read())
-        except FileNotFoundError as error:
-            raise StoreError(f"there is no {self.describe(name)}") from error
-        except OSError as error:
-            raise StoreError(f"{self.describe(name)} cannot be read: {error}") from error
+        with self._reading(name), self.filesystem.open_input_stream(self.path(name)) as stream:
+            return bytes(stream.read())
 
     def read_json(self, name: str) -> Any:
         """Return a JSON file's value. Raises StoreError that names a damaged file."""
@@ -124,11 +123,9 @@ class Store:
             ) from error
 
     def open_input(self, name: str) -> pa.NativeFile:
-        """Open a file for random access."""
-        try:
+        """Open a file for random access. Raises StoreError when it is missing or unreadable."""
+        with self._reading(name):
             return self.filesystem.open_input_file(self.path(name))
-        except FileNotFoundError as error:
-            raise StoreError(f"there is no {self.describe(name)}") from error
 
     def write(self, name: str, data: bytes) -> None:
         """Write or replace a file, atomically."""
@@ -174,11 +171,13 @@ class Store:
         """Delete a file or a whole folder; nothing happens if there is none."""
         from pyarrow.fs import FileType
 
-        kind = self.filesystem.get_file_info(self.path(name)).type
-        if kind == FileType.Directory:
-            self.filesystem.delete_dir(self.path(name))
-        elif kind == FileType.File:
-            self.filesystem.delete_file(self.path(name))
+        with self._reading(name):
+            kind = self.filesystem.get_file_info(self.path(name)).type
+        with self._writing(name):
+            if kind == FileType.Directory:
+                self.filesystem.delete_dir(self.path(name))
+            elif kind == FileType.File:
+                self.filesystem.delete_file(self.path(name))
 
     def upload(self, folder: Path, name: str) -> None:
         """Copy a local folder's files to `name`, keeping relative paths. Not atomic: write a manifest afterwards."""
@@ -223,6 +222,15 @@ class Store:
             os.fsync(file.fileno())
 
     @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise StoreError(f"there is no {self.describe(name)}") from error
+        except OSError as error:
+            raise _unreadable(self.describe(name), error) from error
+
+    @contextmanager
     def _writing(self, name: str) -> Iterator[None]:
         try:
             yield
@@ -235,6 +243,17 @@ def _single_put(url: str) -> str:
     if not url.startswith("s3://") or "allow_delayed_open" in url:
         return url
     return f"{url}{'&' if '?' in url else '?'}allow_delayed_open=true"
+
+
+def _unreadable(where: str, error: OSError) -> StoreError:
+    text = str(error)
+    if isinstance(error, PermissionError) or "ACCESS_DENIED" in text or "Forbidden" in text:
+        cure = "this user may not read there: check the file's owner, or the credentials for the bucket"
+    elif "NO_SUCH_BUCKET" in text:
+        cure = "there is no such bucket: check HORNBOOK_STORE"
+    else:
+        cure = "check HORNBOOK_STORE, the network and the disk, then run again: what was finished is kept"
+    return StoreError(f"{where} cannot be read: {error.strerror or text}", cure)
 
 
 def storage_failure(where: str, error: OSError) -> StoreError:

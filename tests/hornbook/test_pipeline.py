@@ -8,20 +8,25 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from hornbook.artifact import Artifact
-from hornbook.errors import EngineError, HornbookError, ModelError, Stopped
+from hornbook.cli import guarded
+from hornbook.cluster import Resources
+from hornbook.engines.interface import EngineSettings
+from hornbook.errors import EngineError, HornbookError, ModelError, Stopped, StoreError
 from hornbook.events import read_events
 from hornbook.garbage import collect, plan_collection
-from hornbook.inspection import plan_tree, trace_document
-from hornbook.lock import hold
-from hornbook.pipeline import Finished, plan_recipe, run_recipe
+from hornbook.inspection import plan_tree
+from hornbook.lock import Holder, hold, read_holder
+from hornbook.pipeline import Finished, _Engines, plan_recipe, run_recipe
 from hornbook.recipe import Recipe, check_recipe
 from hornbook.runs import load_run, request_stop, run_ids
 from hornbook.store import Store
+from hornbook.trace import trace_document
 
 # The echo engine writes no "Question: ... Answer: ...", so every question is rejected: rejects must add up too.
 SOURCE: dict[str, Any] = {
@@ -176,8 +181,14 @@ def test_a_stopped_run_keeps_what_is_finished_and_goes_on(ray_cluster: None, tmp
     )
     with stopper(store, when=lambda: committed(store) >= 3) as stopped, pytest.raises(Stopped, match="stories"):
         run(store, wanted)
-    assert stopped.record.state() == "running"  # as it was when it was asked
+    assert stopped.record.value["state"] == "running"  # as it was when it was asked
     assert load_run(store, stopped.record.id).state() == "stopped"
+    assert load_run(store, stopped.record.id).value["stages"]["stories"]["state"] == "stopped"
+    told = [event["event"] for event in read_events(store, stopped.record.folder)]
+    assert "stage-stopped" in told and "stopped" in told and not {"failed", "stage-failed"} & set(told)
+    assert (
+        '<span class="state stopped">stopped</span></td>' in store.read(f"{stopped.record.folder}/report.html").decode()
+    )
     kept = committed(store)
     assert 3 <= kept < 30
     finished = run(store, recipe(stories__rows=60, stories__part_rows=2))
@@ -186,6 +197,78 @@ def test_a_stopped_run_keeps_what_is_finished_and_goes_on(ray_cluster: None, tmp
     assert finished.artifacts["stories"].manifest.counts["planned"] == 60
     with pytest.raises(HornbookError, match="is succeeded, not running"):
         request_stop(finished.run)
+
+
+def test_an_interrupted_run_is_stopped_not_failed(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path))
+    monkeypatch.setattr("hornbook.pipeline.finish_artifact", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(store, recipe(), only=["stories"])
+    record = load_run(store, "latest")
+    assert (record.state(), record.value["stages"]["stories"]["state"]) == ("stopped", "stopped")
+
+
+def test_a_stopped_run_leaves_with_a_code_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped() -> None:
+        raise Stopped("stories was stopped", "run it again")
+
+    with pytest.raises(SystemExit) as caught:
+        guarded(stopped)
+    assert caught.value.code == 3  # with 0 a Ray job would show as SUCCEEDED
+    assert capsys.readouterr().err.startswith("stopped: stories was stopped")
+
+
+def test_a_run_that_lost_its_lock_finishes_nothing(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hornbook.lock.BEAT_SECONDS", 0.1)
+    store = Store(str(tmp_path))
+    slow = recipe(stories__rows=60, stories__part_rows=2, stories__parts_in_flight=2, engine__echo_tokens_per_second=90)
+
+    def steal() -> None:
+        wait_for(lambda: committed(store) >= 1)
+        (name,) = store.names("artifacts")
+        store.write_json(f"locks/{name}.json", {**vars(Holder.here("the-thief")), "host": "elsewhere"})
+
+    thief = threading.Thread(target=steal)
+    thief.start()
+    with pytest.raises(StoreError, match="was taken from this run"):
+        run(store, slow, only=["stories"])
+    thief.join()
+    (name,) = store.names("artifacts")
+    assert not Artifact(store, f"artifacts/{name}").complete
+    assert committed(store) < 30, "it went on to the end"
+    assert read_holder(store, f"locks/{name}.json") is not None
+    record = load_run(store, "latest")
+    assert record.value["stages"]["stories"]["state"] == "failed"
+    assert "lock-lost" in [event["event"] for event in read_events(store, record.folder)]
+
+
+@pytest.mark.parametrize(("gpus", "closed"), [(0, []), (2, ["writer"])])
+def test_a_stage_without_an_engine_finds_the_gpus_free(
+    monkeypatch: pytest.MonkeyPatch, gpus: float, closed: list[str]
+) -> None:
+    gone: list[str] = []
+
+    class Pool:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def close(self) -> None:
+            gone.append(self.name)
+
+    monkeypatch.setattr("hornbook.pipeline.resources", lambda: Resources(1, 4, gpus))
+    writer, echo = EngineSettings(kind="vllm"), EngineSettings(kind="echo")
+    engines = _Engines()
+    engines._pools = {writer: Pool("writer"), echo: Pool("echo")}  # type: ignore[dict-item]
+    engines.make_room(SimpleNamespace(engine=writer))
+    assert gone == []
+    engines.make_room(SimpleNamespace(rows=3))
+    assert gone == closed
+    engines.keep_only([])
+    assert sorted(gone) == ["echo", "writer"]
 
 
 def test_a_failed_run_says_why_and_has_a_report(ray_cluster: None, tmp_path: Path) -> None:
@@ -258,6 +341,10 @@ def committed(store: Store) -> int:
 
 def events(store: Store, finished: Finished, kind: str) -> list[dict[str, Any]]:
     return [event for event in read_events(store, finished.run.folder) if event["event"] == kind]
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def wait_for(condition: Any, seconds: float = 60) -> None:

@@ -53,6 +53,21 @@ def test_a_missing_file_is_named(store: Store) -> None:
         store.read("nothing/here")
 
 
+def test_what_cannot_be_looked_at_is_said_with_a_cure(tmp_path: Path) -> None:
+    store, name = Store(str(tmp_path)), "x" * 300  # longer than a file's name may be
+    for look in (store.exists, store.size, store.names, store.files, store.read, store.open_input, store.delete):
+        with pytest.raises(StoreError, match=r"cannot be read.*too long") as caught:
+            look(name)
+        assert "HORNBOOK_STORE" in caught.value.cure
+
+
+def test_a_bucket_out_of_reach_is_said_with_a_cure() -> None:
+    store = Store("s3://bucket/x?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1")
+    with pytest.raises(StoreError, match="s3://bucket/x/artifacts cannot be read") as caught:
+        store.names("artifacts")  # pyarrow tries for six seconds
+    assert "network" in caught.value.cure
+
+
 def test_damaged_json_is_named(store: Store) -> None:
     store.write("bad.json", b"{ torn")
     with pytest.raises(StoreError, match=r"bad\.json is damaged"):
