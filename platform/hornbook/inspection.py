@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from hornbook.recipe import Recipe
 
 SHOWN_CHARACTERS = 100
+SHOWN_REJECTS = 3  # per reason
+SHOWN_UNIT = 200  # characters: a file with its row, or how a prompt begins
 FOLLOW_SECONDS = 1.0
 
 
@@ -128,8 +130,13 @@ def describe_artifact(artifact: Artifact, rows: int) -> Iterator[str]:
         yield f"  {name:<20} {_count(value)}"
     if manifest.reasons:
         yield "rejects"
+        examples = _rejected(artifact)
         for reason, count in sorted(manifest.reasons.items(), key=lambda entry: -entry[1]):
             yield f"  {reason:<20} {count:,}"
+            yield from (f"    {reason}: {example}" for example in examples.get(reason, []))
+    if warnings := manifest.metrics.get("warnings"):
+        yield "warnings"
+        yield from (f"  {warning}" for warning in warnings)
     if manifest.files:
         yield "files"
         for file in manifest.files:
@@ -310,6 +317,20 @@ def _vectors(table: Any) -> list[str]:
     import pyarrow.types as types
 
     return [field.name for field in table.schema if types.is_fixed_size_list(field.type) or types.is_list(field.type)]
+
+
+def _rejected(artifact: Artifact) -> dict[str, list[str]]:
+    """Return the first few rejected units of each reason (for a user's own files: file and row), with the detail."""
+    wanted = {reason: min(count, SHOWN_REJECTS) for reason, count in artifact.manifest.reasons.items()}
+    found: dict[str, list[str]] = {reason: [] for reason in wanted}
+    for table in artifact.tables("rejects", columns=["unit", "reason", "detail"]):
+        for row in table.to_pylist():
+            if len(found.setdefault(row["reason"], [])) < SHOWN_REJECTS:
+                unit = " ".join(row["unit"].split())[:SHOWN_UNIT]
+                found[row["reason"]].append(f"{unit} {_short(row['detail']) if row['detail'] else ''}".rstrip())
+        if all(len(found[reason]) >= count for reason, count in wanted.items()):
+            break
+    return found
 
 
 def _first_rows(artifact: Artifact, rows: int) -> Iterator[str]:
