@@ -28,6 +28,7 @@ from hornbook.stage import Expected, Stage, StageContext, StageResult
 
 PLAN = "plan.parquet"
 BLOCK = 1 << 20  # bytes
+NAMED = 20  # empty files, in the warnings
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -96,8 +97,10 @@ class Files(Stage):
             raise DataError(f"{self.name}: {', '.join(self.files)}: no rows", "name files that hold documents")
         ranges = [PartRange(part["start"], part["start"] + part["rows"]) for part in plan]
         totals = context.make_parts(ReadRows(self.settings, context.artifact), ranges, unit="rows")
-        metrics = {"files": len(self.files), "rows": totals.planned}
-        metrics["empty_files"] = len(set(self.files) - {part["file"] for part in plan})
+        empty = sorted(set(self.files) - {part["file"] for part in plan})
+        metrics: dict[str, Any] = {"files": len(self.files), "rows": totals.planned, "empty_files": len(empty)}
+        if empty:
+            metrics["warnings"] = [f"{name} is empty" for name in empty[:NAMED]]
         return StageResult(metrics=metrics, files=[PLAN])
 
     def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:

@@ -18,7 +18,7 @@ def train(
 
     Examples:
 
-        train-phi-style --recipe demo --set stages.pretrain.steps=50
+        train-phi-style --recipe demo --set stages.pretrain.loop.learning_rate=0.001
 
         ray job submit --runtime-env clusters/runtime_env.yaml -- train-phi-style --recipe demo
     """

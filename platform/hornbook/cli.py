@@ -64,9 +64,15 @@ def recipes() -> None:
 
     rows = []
     for name, path in recipe_names().items():
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-        described = value if isinstance(value, dict) else {}
-        rows.append([name, str(len(described.get("stages") or {})), str(described.get("description", ""))])
+        try:
+            value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            rows.append([name, "", f"(unreadable) {path}: {' '.join(str(error).split())}"])
+            continue
+        if not isinstance(value, dict) or not isinstance(value.get("stages"), dict):
+            rows.append([name, "", f"(no recipe) {path} is not a mapping with name, seed and stages"])
+            continue
+        rows.append([name, str(len(value["stages"])), str(value.get("description", ""))])
     _table(["recipe", "stages", "what it makes"], rows)
 
 
@@ -93,7 +99,7 @@ def show(
     artifact: Annotated[
         str, typer.Argument(help="Artifact folder or a prefix of it (see `hornbook ls`), or RUN/STAGE.")
     ],
-    rows: Annotated[int, typer.Option(help="How many rows to print.")] = 10,
+    rows: Annotated[int, typer.Option(min=0, help="How many rows to print.")] = 10,
 ) -> None:
     """Show an artifact: schema, counts, rejects, rows, lineage.
 
@@ -138,10 +144,10 @@ def sample(
     prompt: Annotated[
         str | None, typer.Option(help="Text to go on from, or the user's message where the model chats.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 200,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
-    top_p: Annotated[float, typer.Option(help="Nucleus sampling mass.")] = 0.95,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Nucleus sampling mass.")] = 0.95,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     plain: Annotated[bool, typer.Option("--plain", help="Go on from the text even where the model chats.")] = False,
 ) -> None:
     """Stream text from a model; chat where it has a template. Without --prompt it reads prompts, a line each.
@@ -247,7 +253,7 @@ def gc(
     delete: Annotated[
         bool, typer.Option("--delete", help="Delete what is listed; without it nothing is touched.")
     ] = False,
-    keep: Annotated[int, typer.Option(help="Keep what the newest N runs of each recipe need.")] = 3,
+    keep: Annotated[int, typer.Option(min=0, help="Keep what the newest N runs of each recipe need.")] = 3,
 ) -> None:
     """Show which artifacts and runs no kept run needs; with --delete, delete them. Running runs are always kept.
 
@@ -287,7 +293,7 @@ def submit(
 
         hornbook submit demo
 
-        hornbook submit tinystories --command generate-textbooks --set stages.stories.rows=100000
+        hornbook submit demo --command generate-textbooks --set stages.stories.rows=100000
     """
     from hornbook.jobs import submit as submit_job
 
@@ -338,7 +344,7 @@ def run_command(
     if dry_run:
         from hornbook.inspection import plan_tree
 
-        for line in plan_tree(recipe, plan_recipe(recipe, store, only)):
+        for line in plan_tree(recipe, plan_recipe(recipe, store, only, remake_from)):
             typer.echo(line)
         return
     finished = run_recipe(recipe, store, only=only, remake_from=remake_from, command=command, say=_say)
@@ -382,7 +388,7 @@ def _table(header: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     wide = None if sys.stdout.isatty() else 200
-    Console(width=wide).print(table)
+    Console(width=wide, markup=False, emoji=False, highlight=False).print(table)
 
 
 if __name__ == "__main__":

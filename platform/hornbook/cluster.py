@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hornbook.errors import ClusterError, StoreError
 from hornbook.machine import processors
+from hornbook.ray_address import require_ray_at
 
 if TYPE_CHECKING:
     from hornbook.store import Store
@@ -54,6 +55,7 @@ def cluster() -> Iterator[Resources]:
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         }
+    require_ray_at(address)
     try:
         ray.init(**options)
     except Exception as error:
@@ -99,4 +101,12 @@ def _connection_cure(address: str, error: str) -> str:
         return "the cluster wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the token's file"
     if address == "local":
         return "check free memory and disk under /tmp/ray (`hornbook doctor`), then run again"
+    if address != "auto":  # something answered there, and Ray does not say why it is not taken in
+        token = "the token here may not be the cluster's"
+        if os.environ.get("RAY_AUTH_MODE") != "token":
+            token = "this process has no token, and the cluster may want one"
+        return (
+            f"{token}: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the token's file; else compare `ray --version` "
+            "here and there, or unset RAY_ADDRESS to run on this machine"
+        )
     return "start one with `ray start --head`, unset RAY_ADDRESS to run on this machine, or check `ray status`"

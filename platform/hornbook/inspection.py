@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from hornbook.recipe import Recipe
 
 SHOWN_CHARACTERS = 100
+SHOWN_UNIT = 200
+"""Characters of a rejected unit: a file with its row, or how a prompt begins."""
 FOLLOW_SECONDS = 1.0
 REJECTS_SHOWN = 3
 """Rejects of each reason that `hornbook show` prints."""
@@ -131,6 +133,9 @@ def describe_artifact(artifact: Artifact, rows: int) -> Iterator[str]:
         for reason, count in sorted(manifest.reasons.items(), key=lambda entry: -entry[1]):
             yield f"  {reason:<20} {count:,}"
         yield from _some_rejects(artifact)
+    if warnings := manifest.metrics.get("warnings"):
+        yield "warnings"
+        yield from (f"  {warning}" for warning in warnings)
     if manifest.files:
         yield "files"
         for file in manifest.files:
@@ -222,7 +227,8 @@ def _some_rejects(artifact: Artifact) -> Iterator[str]:
             if missing.get(row["reason"]):
                 missing[row["reason"]] -= 1
                 detail = f", detail={short(row['detail'])}" if row["detail"] else ""
-                yield f"  id={row['id']} {row['reason']}: unit={short(row['unit'])}{detail}"
+                unit = " ".join(row["unit"].split())[:SHOWN_UNIT]
+                yield f"  id={row['id']} {row['reason']}: unit={unit}{detail}"
 
 
 def _first_rows(artifact: Artifact, rows: int) -> Iterator[str]:

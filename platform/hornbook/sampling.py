@@ -51,18 +51,17 @@ def stream(
     for line in [prompt] if prompt is not None else _lines(chat):
         if chat:
             conversation.append({"role": "user", "content": line})
-            inputs = tokenizer.apply_chat_template(
-                conversation, add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )
+            inputs = _chat_inputs(tokenizer, conversation, network.config.max_position_embeddings, max_tokens)
         else:
             inputs = tokenizer(line, return_tensors="pt")
             yield line
         answer = ""
-        for piece in _generate(network, tokenizer, inputs, max_tokens, temperature, top_p):
+        for piece in generate(network, tokenizer, inputs, max_tokens, temperature, top_p):
             answer += piece
             yield piece
         yield "\n"
-        conversation.append({"role": "assistant", "content": answer})
+        if chat:
+            conversation.append({"role": "assistant", "content": answer})
 
 
 def model_folder(store: Store, model: str) -> Path:
@@ -91,9 +90,29 @@ def _lines(chat: bool) -> Iterator[str]:
             yield line.rstrip("\n")
 
 
-def _generate(
+def _chat_inputs(tokenizer: Any, conversation: list[dict[str, str]], context: int, max_tokens: int) -> Any:
+    """Return a conversation as tokens; its oldest turns are dropped, for good, until an answer has room in the context.
+
+    Room is `max_tokens`, but no more than half of the context, so that a small model does not forget everything at once.
+    """
+    while True:
+        inputs = tokenizer.apply_chat_template(
+            conversation, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        room = context - inputs["input_ids"].shape[1]
+        if len(conversation) == 1 or room >= min(max_tokens, context // 2):
+            return inputs
+        del conversation[:2]  # a question and its answer
+
+
+def generate(
     network: Any, tokenizer: Any, inputs: Any, max_tokens: int, temperature: float, top_p: float
 ) -> Iterator[str]:
+    """Yield pieces of what a model writes after `inputs`, while it writes in a thread of its own.
+
+    Raises:
+        ModelError: the prompt leaves no room, or the model refuses these settings.
+    """
     from transformers import TextIteratorStreamer
 
     room = int(network.config.max_position_embeddings) - inputs["input_ids"].shape[1]
@@ -110,7 +129,22 @@ def _generate(
     if temperature > 0:
         options |= {"temperature": temperature, "top_p": top_p}
     inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    thread = threading.Thread(target=network.generate, kwargs={**inputs, **options}, daemon=True)
+    failures: list[Exception] = []
+
+    def write() -> None:
+        try:
+            network.generate(**inputs, **options)
+        except Exception as error:  # raised again below: only this thread knows, and the reader waits for the streamer
+            failures.append(error)
+            streamer.end()
+
+    thread = threading.Thread(target=write, daemon=True)
     thread.start()
     yield from streamer
     thread.join()
+    for failure in failures:
+        if isinstance(failure, ValueError):
+            raise ModelError(
+                f"the model cannot write with these settings: {failure}", "see `hornbook sample --help`"
+            ) from failure
+        raise failure

@@ -86,6 +86,7 @@ def test_empty_files_are_counted_and_nothing_at_all_is_an_error(tmp_path, ray_cl
     (tmp_path / "full.txt").write_text("one\ntwo\n")
     other = Files("both", FilesSettings(paths=(str(tmp_path / "*.txt"),)), seed=1)
     manifest = stage_context.finished(other).manifest
+    assert manifest.metrics.pop("warnings") == [f"{tmp_path / 'empty.txt'} is empty"]
     assert manifest.metrics == {"files": 2, "rows": 2, "empty_files": 1}
     with pytest.raises(RecipeError, match="there is no file"):
         stage(tmp_path / "nowhere-*.txt").check()

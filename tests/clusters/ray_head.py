@@ -24,9 +24,11 @@ BIN = Path(sys.executable).parent
 
 @dataclass(frozen=True)
 class RayHead:
-    """The running head: its Jobs API's address, its store, and the environment that its clients need."""
+    """The running head: the addresses of its Jobs API, control store and metrics, its store, and its clients' environment."""
 
     address: str
+    control_store: str
+    metrics: str
     store: Path
     environment: dict[str, str]
 
@@ -40,6 +42,12 @@ class RayHead:
     def submit(self, *command: str, runtime_env: str = "clusters/runtime_env.yaml") -> subprocess.CompletedProcess[str]:
         """Run `ray job submit` as the README says; it follows the job and leaves with its exit code."""
         return self.ray("job", "submit", "--address", self.address, "--runtime-env", runtime_env, "--", *command)
+
+    def hornbook(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of hornbook's that only looks at the head's store."""
+        environment = {**self.environment, "PYTHONPATH": f"{ROOT / 'platform'}{os.pathsep}{ROOT}"}
+        command = [sys.executable, "-m", "hornbook.cli", *arguments]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
 
 
 @contextmanager
@@ -57,14 +65,20 @@ def ray_head(token: str) -> Iterator[RayHead]:
     ports = _free_ports(6)
     options = ["port", "dashboard-port", "ray-client-server-port", "metrics-export-port"]
     options += ["dashboard-agent-listen-port", "dashboard-agent-grpc-port"]
-    command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=4", "--dashboard-host=127.0.0.1"]
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", "--dashboard-host=127.0.0.1"]
     command += ["--node-ip-address=127.0.0.1", f"--temp-dir={folder}", f"--object-store-memory={1 << 28}"]
     command += [f"--{option}={port}" for option, port in zip(options, ports, strict=True)]
     log = (folder / "ray-start.log").open("w")
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
     )
-    head = RayHead(f"http://127.0.0.1:{ports[1]}", folder / "store", environment)
+    head = RayHead(
+        address=f"http://127.0.0.1:{ports[1]}",
+        control_store=f"127.0.0.1:{ports[0]}",
+        metrics=f"http://127.0.0.1:{ports[3]}",
+        store=folder / "store",
+        environment=environment,
+    )
     try:
         _wait(process, f"{head.address}/api/version", folder / "ray-start.log")
         yield head

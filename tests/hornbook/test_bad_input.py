@@ -3,63 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-
-from hornbook.artifact import Artifact
-from hornbook.cli import app, guarded
-from hornbook.store import Store
-
-RECIPE: dict[str, Any] = {
-    "name": "small",
-    "engine": {"kind": "echo"},
-    "stages": {"stories": {"kind": "stories", "rows": 400, "part_rows": 20}},
-}
-
-
-@dataclass
-class Answer:
-    """What a command left on the terminal."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def hornbook(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., Answer]:
-    """Run a command as the console script does, on a store in a temporary folder."""
-    monkeypatch.setenv("HORNBOOK_STORE", str(tmp_path / "store"))
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["hornbook", *arguments])
-        capfd.readouterr()
-        try:
-            guarded(app)
-            code = 0
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        printed = capfd.readouterr()
-        return Answer(code, printed.out, printed.err)
-
-    return run
-
-
-def write_recipe(folder: Path, **stories: Any) -> str:
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({**RECIPE, "stages": {"stories": {**RECIPE["stages"]["stories"], **stories}}}))
-    return str(path)
+from command_line import Answer, write_recipe
 
 
 def test_help_of_every_command_has_examples_and_loads_nothing_heavy() -> None:
@@ -119,6 +71,12 @@ def test_a_wrong_recipe_is_named_with_the_place(
         (["run"], "Missing argument"),
         (["rnu"], "No such command"),
         (["gc", "--keep", "some"], "Invalid value for"),
+        (["gc", "--keep", "-1", "--delete"], "Invalid value for '--keep'"),
+        (["show", "latest/stories", "--rows", "-5"], "Invalid value for '--rows'"),
+        (["sample", "m", "--prompt", "x", "--max-tokens", "0"], "Invalid value for '--max-tokens'"),
+        (["sample", "m", "--prompt", "x", "--temperature", "-1"], "Invalid value for '--temperature'"),
+        (["sample", "m", "--prompt", "x", "--top-p", "1.5"], "Invalid value for '--top-p'"),
+        (["sample", "m", "--prompt", "x", "--seed", "-1"], "Invalid value for '--seed'"),
     ],
 )
 def test_a_wrong_command_is_named(
@@ -154,6 +112,44 @@ def test_what_is_not_there_is_said(hornbook: Callable[..., Answer], arguments: l
 
 def test_looking_at_an_empty_store_is_no_error(hornbook: Callable[..., Answer]) -> None:
     assert [hornbook(command).code for command in ("ls", "status", "gc", "stages", "recipes")] == [0] * 5
+
+
+def test_a_broken_recipe_of_this_folder_is_named_and_the_others_are_listed(
+    hornbook: Callable[..., Answer], tmp_path: Path
+) -> None:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (folder / "torn.yaml").write_text("name: [torn\nstages: {")
+    (folder / "latin.yaml").write_bytes(b"description: caf\xe9")
+    (folder / "list.yaml").write_text("[1, 2]")
+    (folder / "number.yaml").write_text("{name: number, stages: 5}")
+    (folder / "marks.yaml").write_text("{name: marks, description: 'of [/b] :smile:', stages: {one: {kind: stories}}}")
+    answer = hornbook("recipes")
+    assert answer.code == 0
+    assert "Traceback" not in answer.err
+    for name, said in {"torn": "unreadable", "latin": "unreadable", "list": "no recipe", "number": "no recipe"}.items():
+        assert f"({said}) recipes/{name}.yaml" in answer.out
+    assert "of [/b] :smile:" in answer.out
+    assert "everything, small" in answer.out
+
+
+def test_from_shows_in_the_dry_run(hornbook: Callable[..., Answer], tmp_path: Path, ray_cluster: None) -> None:
+    path = tmp_path / "two.yaml"
+    stages = {
+        "stories": {"kind": "stories", "rows": 8},
+        "textbooks": {"kind": "textbooks", "rows": 8},
+        "questions": {"kind": "questions", "inputs": {"documents": "textbooks"}},
+    }
+    path.write_text(yaml.safe_dump({"name": "two", "engine": {"kind": "echo"}, "stages": stages}))
+    assert hornbook("run", str(path)).code == 0
+    assert "0 to make, 3 reused" in hornbook("run", str(path), "--dry-run").out
+    again = hornbook("run", str(path), "--from", "textbooks", "--dry-run").out
+    assert "2 to make, 1 reused" in again
+    assert [f"{name} [{state}]" in again for name, state in (("textbooks", "make"), ("stories", "exists"))] == [
+        True
+    ] * 2
+    assert "questions [make]" in again
+    assert "0 to make, 3 reused" in hornbook("run", str(path), "--dry-run").out
 
 
 def test_a_store_that_cannot_be_a_folder(
@@ -192,64 +188,3 @@ def test_damage_is_named_with_its_cure(hornbook: Callable[..., Answer], tmp_path
         answer = hornbook(*arguments)
         assert "Traceback" not in answer.err
         assert record.parent.name in answer.out + answer.err
-
-
-def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(
-    hornbook: Callable[..., Answer],
-    tmp_path: Path,
-    small_disk: Callable[[str], Path],
-    monkeypatch: pytest.MonkeyPatch,
-    ray_cluster: None,
-) -> None:
-    disk = small_disk("size=400k")
-    monkeypatch.setenv("HORNBOOK_STORE", str(disk / "store"))
-    recipe = write_recipe(tmp_path, parts_in_flight=3)
-    answer = hornbook("run", recipe)
-    assert answer.code == 1
-    assert "the disk is full: free space" in answer.err
-    assert "Traceback" not in answer.err
-    store = Store(str(disk / "store"))
-    (name,) = store.names("artifacts")
-    kept = store.names(f"artifacts/{name}/parts")
-    assert 0 < len(kept) < 20
-    assert not Artifact(store, f"artifacts/{name}").complete
-    small_disk("remount,size=64m")
-    assert hornbook("run", recipe).code == 0
-    artifact = Artifact(store, f"artifacts/{name}")
-    rows = [identifier >> 16 for table in artifact.tables(columns=["id"]) for identifier in table["id"].to_pylist()]
-    rejects = [identifier for table in artifact.tables("rejects") for identifier in table["id"].to_pylist()]
-    assert sorted(rows + rejects) == list(range(400))
-    assert set(kept) <= set(store.names(f"artifacts/{name}/parts"))
-    for part in artifact.parts:
-        for file in part.files:
-            assert store.size(f"{artifact.folder}/{file.name}") == file.size
-    assert not list(disk.rglob(".writing-*"))
-
-
-def test_a_read_only_store_is_said(
-    hornbook: Callable[..., Answer], tmp_path: Path, small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    disk = small_disk("size=400k")
-    small_disk("remount,ro")
-    monkeypatch.setenv("HORNBOOK_STORE", str(disk / "store"))
-    answer = hornbook("run", write_recipe(tmp_path))
-    assert answer.code == 1
-    assert "the file system is read-only: choose another HORNBOOK_STORE" in answer.err
-    assert "Traceback" not in answer.err
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mount a tmpfs with options, or remount it; needs root, or sudo without a password."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    root = [] if os.geteuid() == 0 else ["sudo", "-n"]
-
-    def mount(options: str) -> Path:
-        owner = "" if "remount" in options else f",uid={os.getuid()}"
-        command = [*root, "mount", "-t", "tmpfs", "-o", options + owner, "tmpfs", str(disk)]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-        return disk
-
-    yield mount
-    subprocess.run([*root, "umount", str(disk)], check=True)

