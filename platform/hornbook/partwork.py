@@ -45,6 +45,8 @@ class PartMaker(ABC):
     max_workers: int | None = None
     in_flight: int = IN_FLIGHT
     """Ranges in flight per worker, for coroutines."""
+    replicas: int = 1
+    """Replicas of the engine that a coroutine waits for: each gets a worker's ranges in flight, or it would starve."""
 
     def setup(self) -> None:  # noqa: B027 - most makers have nothing to load
         """Load what is heavy, once per worker."""
@@ -139,7 +141,7 @@ def _workers(maker: PartMaker, ranges: int, asynchronous: bool) -> int:
     if maker.num_gpus:
         fitting = int(resources.get("GPU", 0) / maker.num_gpus)
     elif asynchronous:
-        fitting = maker.max_workers or 1
+        fitting = maker.replicas
     else:
         fitting = int(ray.available_resources().get("CPU", 1) / maker.num_cpus)
     return max(1, min(fitting, ranges, maker.max_workers or ranges))

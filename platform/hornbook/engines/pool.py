@@ -101,9 +101,8 @@ class EngineHandle:
     """What a worker needs to reach the replicas; it can be pickled."""
 
     def __init__(self, replicas: list[Any], ledger: Any) -> None:
-        self.replicas = replicas
         self.ledger = ledger
-        self._calls = [0] * len(replicas)
+        self.keep(replicas)
 
     async def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
         """Return one reply per request, in order; keep several calls under way to keep the engine full.
@@ -132,6 +131,14 @@ class EngineHandle:
     async def _isolate(
         self, replica: Any, requests: Sequence[Request], sampling: Sampling, sizes: list[int]
     ) -> list[Reply]:
+    def keep(self, replicas: list[Any]) -> None:
+        """Use only these replicas from now on."""
+        self.replicas = replicas
+        self._calls = [0] * len(replicas)
+
+    def __len__(self) -> int:
+        return len(self.replicas)
+
         """Find the prompts of a batch that kill the engine, in ever smaller groups, and answer all the others."""
         replies: list[Reply] = []
         size, *smaller = sizes
