@@ -135,11 +135,13 @@ def _dataset(context: StageContext, maker: PartMaker, missing: list[PartRange]) 
 
 
 def _workers(maker: PartMaker, ranges: int, asynchronous: bool) -> int:
+    """Return how many workers to start: those that find a GPU or processor, those that wait one per engine replica."""
     import ray
 
-    resources = ray.cluster_resources()
+    from hornbook.cluster import expected_gpus
+
     if maker.num_gpus:
-        fitting = int(resources.get("GPU", 0) / maker.num_gpus)
+        fitting = int(expected_gpus() / maker.num_gpus)
     elif asynchronous:
         fitting = maker.replicas
     else:

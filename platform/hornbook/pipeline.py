@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hornbook import __version__
 from hornbook.artifact import Artifact, artifact_folder, finish_artifact, versions
-from hornbook.cluster import cluster, require_shared_store
+from hornbook.cluster import cluster, expected_gpus, require_shared_store
 from hornbook.errors import HornbookError, Stopped
 from hornbook.events import Events
 from hornbook.fingerprint import fingerprint
@@ -251,10 +251,16 @@ class _Engines:
         return self._pools[settings].handle()
 
     def keep_only(self, later: Sequence[Any]) -> None:
-        """Close the pools that no later stage asks for: their processors and memory are wanted elsewhere."""
+        """Close the pools that no later stage asks for: their processors and memory are wanted elsewhere.
+
+        A model on GPUs is closed unless the very next stage asks for it: by default it holds all of them, and a stage
+        between that embeds or trains would wait for ever.
+        """
         needed = [getattr(settings, "engine", None) for settings in later]
-        for settings in [known for known in self._pools if known not in needed]:
-            self._pools.pop(settings).close()
+        for settings in list(self._pools):
+            on_gpus = settings.kind == "vllm" and expected_gpus() > 0
+            if settings not in (needed[:1] if on_gpus else needed):
+                self._pools.pop(settings).close()
 
 
 def _new_run(recipe: Recipe, store: Store, names: Sequence[str], command: str) -> Run:
