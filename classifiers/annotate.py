@@ -129,7 +129,6 @@ class GradePart(PartMaker):
     """Grades a planned range of the sample, all of it from one input."""
 
     num_cpus = 0.1  # it waits for the engine
-    max_workers = 1
 
     def __init__(
         self, settings: AnnotateSettings, artifact: Artifact, documents: Sequence[Artifact], engine: EngineHandle
@@ -138,6 +137,7 @@ class GradePart(PartMaker):
         self.artifact = artifact
         self.documents = list(documents)
         self.engine = engine
+        self.replicas = len(engine)
 
     def setup(self) -> None:
         """Read the sample, the prior and the rubrics."""

@@ -59,12 +59,12 @@ class Embed(Stage):
 
     def run(self, context: StageContext) -> StageResult:
         """Embed each part of the input into a part of the same range."""
-        from hornbook.cluster import resources
+        from hornbook.cluster import expected_gpus
         from hornbook.models import resolve
 
         resolve(self.settings.model)  # a wrong name is said here, before workers start
         documents = context.input("documents")
-        maker = EmbedPart(self.settings, documents, on_gpu=resources().gpus > 0)
+        maker = EmbedPart(self.settings, documents, on_gpu=expected_gpus() > 0)
         totals = context.make_parts(maker, [part.range for part in documents.parts], unit="documents")
         seconds = totals.counts.get("seconds", 0.0)
         metrics = {

@@ -29,7 +29,7 @@ from hornbook.documents import (
 )
 from hornbook.engines.interface import EngineSettings, Reply, Request, Sampling
 from hornbook.errors import RecipeError
-from hornbook.models import resolve
+from hornbook.models import digest
 from hornbook.parts import PartContent, PartRange, planned_ranges
 from hornbook.partwork import PartMaker
 from hornbook.plan import Combinations, derive_seed
@@ -55,7 +55,9 @@ class PromptSettings(Settings):
     truncated: Literal["reject", "trim", "keep"] = Field(
         "reject", description="A reply cut at max_tokens: reject it, trim it to its last whole sentence, or keep it."
     )
-    parts_in_flight: int = runtime(12, ge=1, description="Parts asked of the engine at once; keeps its batch full.")
+    parts_in_flight: int = runtime(
+        12, ge=1, description="Parts asked at once of each replica of the engine; keeps its batch full."
+    )
 
 
 @dataclass(frozen=True)
@@ -185,8 +187,9 @@ class _PromptMaker(PartMaker):
     def __init__(self, stage: PromptedStage, handle: EngineHandle, inputs: Mapping[str, Sequence[Artifact]]) -> None:
         self.stage, self.handle, self.inputs = stage, handle, inputs
         self.in_flight = stage.settings.parts_in_flight
+        self.replicas = len(handle)
         engine = stage.settings.engine
-        self.revision = resolve(engine.model).revision if engine.kind == "vllm" else f"{engine.kind}:{engine.model}"
+        self.revision = digest(engine.model) if engine.kind == "vllm" else f"{engine.kind}:{engine.model}"
         self.sampling = canonical_json(stage.settings.sampling.identity())
 
     def setup(self) -> None:

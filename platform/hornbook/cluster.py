@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hornbook.errors import ClusterError, StoreError
@@ -17,6 +19,14 @@ if TYPE_CHECKING:
     from hornbook.store import Store
 
 OBJECT_STORE_BYTES = 1 << 30  # hornbook moves counts through Ray, not rows
+
+EXPECTED_GPUS_VARIABLE = "HORNBOOK_EXPECTED_GPUS"
+"""The environment variable that says what the cluster may grow to where nobody else can: under KubeRay, say."""
+
+BOOTSTRAP_CONFIG = Path("~/ray_bootstrap_config.yaml")
+"""Where `ray up` leaves the launcher file on the head, with each node type's resources filled in."""
+
+_started_here = False  # Ray, by this process: a launcher file that lies about on this machine says nothing of it
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,8 @@ def cluster() -> Iterator[Resources]:
             "object_store_memory": OBJECT_STORE_BYTES,
         }
     require_ray_at(address)
+    global _started_here
+    _started_here = address == "local"
     try:
         ray.init(**options)
     except Exception as error:
@@ -75,6 +87,66 @@ def resources() -> Resources:
     total = ray.cluster_resources()
     alive = [node for node in ray.nodes() if node["Alive"]]
     return Resources(nodes=len(alive), cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
+
+
+def expected_gpus() -> float:
+    """Return how many GPUs the connected cluster has or, where it scales by itself, may grow to; the larger.
+
+    A cluster whose GPU nodes come when they are asked for has none at first: whoever counts the live ones never asks. What
+    it may grow to is taken from HORNBOOK_EXPECTED_GPUS if that is set, else from what the autoscaler told Ray, else from
+    the launcher file on the head. An autoscaler without a limit counts as one GPU.
+
+    Raises:
+        ClusterError: HORNBOOK_EXPECTED_GPUS is not a whole number.
+    """
+    alive = resources().gpus
+    wanted = os.environ.get(EXPECTED_GPUS_VARIABLE)
+    if wanted:
+        if not wanted.isdigit():
+            raise ClusterError(
+                f"{EXPECTED_GPUS_VARIABLE}={wanted!r} is not a whole number", "set it to one or unset it"
+            )
+        return max(alive, float(wanted))
+    return max(alive, _gpus_of_autoscaler(), _gpus_of_launcher())
+
+
+def _gpus_of_autoscaler() -> float:
+    """Return the most GPUs of the cluster configuration that an autoscaler reported to Ray; 0 where none did.
+
+    Ray's own libraries ask the same way. Ray 2.60's open autoscalers report none; managed ones do.
+    """
+    import ray
+
+    try:
+        gpus = float((ray._private.state.state.get_max_resources_from_cluster_config() or {}).get("GPU", 0))
+    except Exception:  # private, so it may be gone or changed with the next Ray
+        return 0.0
+    return 1.0 if gpus >= sys.maxsize else gpus
+
+
+def _gpus_of_launcher() -> float:
+    """Return the most GPUs of the launcher file on this machine, if this is the head of the cluster we joined; else 0."""
+    import ray.util
+    import yaml
+
+    head = ray.get_runtime_context().gcs_address.rsplit(":", 1)[0]
+    if _started_here or head != ray.util.get_node_ip_address():
+        return 0.0
+    try:
+        config = yaml.safe_load(BOOTSTRAP_CONFIG.expanduser().read_text())
+        room, gpus = int(config["max_workers"]), 0.0
+        each = {name: float(kind.get("resources", {}).get("GPU", 0)) for name, kind in _worker_types(config).items()}
+        for name, kind in sorted(_worker_types(config).items(), key=lambda item: -each[item[0]]):
+            nodes = min(room, int(kind.get("max_workers", room)))
+            room -= nodes
+            gpus += nodes * each[name]
+        return gpus + float(config["available_node_types"][config["head_node_type"]].get("resources", {}).get("GPU", 0))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError):
+        return 0.0  # no launcher file, or not one of `ray up`
+
+
+def _worker_types(config: Any) -> dict[str, Any]:
+    return {name: kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]}
 
 
 def require_shared_store(store: Store) -> None:

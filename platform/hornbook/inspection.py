@@ -170,6 +170,8 @@ def _tree(
     if plan.expected.tokens:
         figures.append(f"{'' if plan.complete else '~'}{plan.expected.tokens:,} tokens")
     where = plan.artifact.folder if plan.artifact is not None else "(after its inputs)"
+    if plan.to_download:
+        where = f"(after the download of {', '.join(plan.to_download)})"
     again = " (see above)" if name in shown else ""
     branch = "`-- " if last else "|-- "
     yield f"{indent}{branch}{name} [{state}] {plan.entry.stage.kind} {', '.join(figures)} {where}{again}".rstrip()

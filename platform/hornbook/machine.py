@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Return the machine-local cache: HORNBOOK_CACHE, else `~/.cache/hornbook`."""
-    return Path(os.environ.get("HORNBOOK_CACHE") or Path.home() / ".cache" / "hornbook")
+    """Return the machine-local cache: HORNBOOK_CACHE, else `~/.cache/hornbook`. It can be deleted at any time."""
+    return Path(os.environ.get("HORNBOOK_CACHE") or "~/.cache/hornbook").expanduser()
 
 
 def processors() -> int:

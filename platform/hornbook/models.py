@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hornbook.errors import ModelError
+from hornbook.machine import cache_folder
 from hornbook.settings import nearest
 
 CONVERSION = 1
@@ -26,6 +27,8 @@ CONVERSION = 1
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 """What a model folder's revision covers and what is fetched from the hub: weights, configuration, tokenizer. No
 pickles."""
+
+HUB_FILES = [*MODEL_FILES, "README.md"]
 
 
 @dataclass(frozen=True)
@@ -110,14 +113,16 @@ def digest(name: str) -> str:
     return resolve(name).revision
 
 
+def is_here(name: str) -> bool:
+    """Tell whether `digest(name)` needs no download; a wrong name needs none, `digest` says what is wrong."""
+    if _is_folder(name) or name in EMBEDDED or not _is_hub_name(name):
+        return True
+    return _cached_hub_folder(name) is not None
+
+
 def known_models() -> list[tuple[EmbeddedModel, Path | None]]:
     """List the embedded models and where each is installed (None: it is not), for `hornbook doctor`."""
     return [(model, model.location()) for model in EMBEDDED.values()]
-
-
-def cache_folder() -> Path:
-    """Return this machine's cache of converted models and of hashes; it can be deleted at any time."""
-    return Path(os.environ.get("HORNBOOK_CACHE", "~/.cache/hornbook")).expanduser()
 
 
 # --- embedded models -------------------------------------------------------------------------------------------------
@@ -198,6 +203,31 @@ def _check_folder(folder: Path) -> None:
             f"model folder {folder} has no *.safetensors weights",
             "save the weights as safetensors; hornbook reads no pickled weights (pytorch_model.bin)",
         )
+    missing = _missing_weights(folder)
+    if missing:
+        raise ModelError(
+            f"model folder {folder} lacks {len(missing)} of its weight files, {missing[0]} first",
+            "it was not copied or fetched whole: do that again",
+        )
+
+
+def _missing_weights(folder: Path) -> list[str]:
+    """Return the weight files that an index, or another file's number (`-00001-of-00003`), names and that are not there.
+
+    An interrupted download leaves such a folder, with or without the index.
+    """
+    named: set[str] = set()
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            named.update(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ModelError(f"{index} is no index of weights", "save or fetch the model again") from None
+    for path in folder.glob("*-of-*.safetensors"):
+        numbered = re.fullmatch(r"(.+-)(\d{5})(-of-(\d{5})\.safetensors)", path.name)
+        if numbered:
+            first, _, last, count = numbered.groups()
+            named.update(f"{first}{number:05d}{last}" for number in range(1, int(count) + 1))
+    return sorted(name for name in named if not (folder / name).is_file())
 
 
 def folder_digest(folder: Path) -> str:
@@ -248,24 +278,40 @@ def _is_hub_name(name: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name) is not None
 
 
+def _cached_hub_folder(name: str) -> Path | None:
+    """Return the model's folder in the Hugging Face cache, or None where it is not there, or not whole.
+
+    Raises ModelError where the hub could not have such a name.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    repository, _, wanted = name.partition("@")
+    try:
+        folder = Path(
+            snapshot_download(repository, revision=wanted or None, allow_patterns=HUB_FILES, local_files_only=True)
+        )
+    except HFValidationError as error:
+        raise ModelError(f"model {name!r}: {error}", "write it as owner/name or owner/name@revision") from None
+    except LocalEntryNotFoundError:
+        return None
+    try:
+        _check_folder(folder)
+    except ModelError:
+        return None
+    return folder
+
+
 def _resolve_hub(name: str) -> ResolvedModel:
     """Prefer what the cache holds, so that a run neither waits for the network nor changes when `main` moves."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repository, _, wanted = name.partition("@")
-    patterns = [*MODEL_FILES, "README.md"]
+    folder = _cached_hub_folder(name)
     try:
-        try:
-            folder = Path(
-                snapshot_download(repository, revision=wanted or None, allow_patterns=patterns, local_files_only=True)
-            )
-            _check_folder(folder)
-        except (LocalEntryNotFoundError, ModelError):
-            folder = Path(snapshot_download(repository, revision=wanted or None, allow_patterns=patterns))
-    except HFValidationError as error:
-        raise ModelError(f"model {name!r}: {error}", "write it as owner/name or owner/name@revision") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        if folder is None:
+            folder = Path(snapshot_download(repository, revision=wanted or None, allow_patterns=HUB_FILES))
+    except Exception as error:  # the hub's own kinds, its HTTP client's, the disk's
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"model {name!r} is neither in the Hugging Face cache nor to be had from the hub: {reason}",

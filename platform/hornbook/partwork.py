@@ -46,6 +46,8 @@ class PartMaker(ABC):
     max_workers: int | None = None
     in_flight: int = IN_FLIGHT
     """Ranges in flight per worker, for coroutines."""
+    replicas: int = 1
+    """Replicas of the engine that a coroutine waits for: each gets a worker's ranges in flight, or it would starve."""
 
     def setup(self) -> None:  # noqa: B027 - most makers have nothing to load
         """Load what is heavy, once per worker."""
@@ -134,13 +136,15 @@ def _dataset(context: StageContext, maker: PartMaker, missing: list[PartRange]) 
 
 
 def _workers(maker: PartMaker, ranges: int, asynchronous: bool) -> int:
+    """Return how many workers to start: those that find a GPU or processor, those that wait one per engine replica."""
     import ray
 
-    resources = ray.cluster_resources()
+    from hornbook.cluster import expected_gpus
+
     if maker.num_gpus:
-        fitting = int(resources.get("GPU", 0) / maker.num_gpus)
+        fitting = int(expected_gpus() / maker.num_gpus)
     elif asynchronous:
-        fitting = maker.max_workers or 1
+        fitting = maker.replicas
     else:
         fitting = int(ray.available_resources().get("CPU", 1) / maker.num_cpus)
     return max(1, min(fitting, ranges, maker.max_workers or ranges))

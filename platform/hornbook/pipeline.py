@@ -18,7 +18,7 @@ from hornbook.errors import HornbookError, Stopped
 from hornbook.events import Events
 from hornbook.fingerprint import fingerprint
 from hornbook.lock import Lock, hold
-from hornbook.models import digest
+from hornbook.models import digest, is_here
 from hornbook.progress import duration
 from hornbook.recipe import Recipe, RecipeStage
 from hornbook.runs import Run, new_run, stop_check
@@ -34,12 +34,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Planned:
-    """What is known of a stage before it runs. `artifact` is None while an input is still to be made."""
+    """What is known of a stage before it runs.
+
+    `artifact` is None while an input is still to be made or a model, one of `to_download`, still to be fetched.
+    """
 
     entry: RecipeStage
     artifact: Artifact | None
     complete: bool
     expected: Expected
+    to_download: tuple[str, ...] = ()
 
 
 @dataclass
@@ -53,7 +57,7 @@ class Finished:
 def plan_recipe(
     recipe: Recipe, store: Store, only: Sequence[str] | None = None, remake_from: str | None = None
 ) -> dict[str, Planned]:
-    """Return what each stage of a recipe (or `only` these and what they need) would do now; nothing is written.
+    """Return what each stage of a recipe (or `only` these and what they need) would do now; nothing is written or fetched.
 
     `remake_from` and all that needs it count as to be made, as `run_recipe` would make them.
     """
@@ -65,8 +69,9 @@ def plan_recipe(
             continue
         known = {role: [planned[parent] for parent in parents] for role, parents in entry.inputs.items()}
         ready = all(parent.complete for parents in known.values() for parent in parents)
+        to_download = tuple(model for model in entry.stage.models() if not is_here(model))
         artifact = None
-        if ready:
+        if ready and not to_download:
             inputs = {role: [_known(parent) for parent in parents] for role, parents in known.items()}
             artifact = Artifact(store, artifact_folder(entry.stage.kind, _fingerprint(entry, recipe.seed, inputs)))
         complete = artifact is not None and artifact.complete and name not in remake
@@ -74,7 +79,7 @@ def plan_recipe(
             expected = _held(_known(Planned(entry, artifact, True, Expected())))
         else:
             expected = entry.stage.expected({r: [p.expected for p in parents] for r, parents in known.items()})
-        planned[name] = Planned(entry, artifact, complete, expected)
+        planned[name] = Planned(entry, artifact, complete, expected, to_download)
     return planned
 
 

@@ -11,16 +11,18 @@ import sys
 import textwrap
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from endpoint import Endpoint
 
+from hornbook.engines import pool as engine_pool
 from hornbook.engines.interface import EngineSettings, Reply, Request, Sampling
-from hornbook.engines.pool import EngineHandle, EnginePool
-from hornbook.errors import EngineError, ModelError
+from hornbook.engines.pool import EngineHandle, EnginePool, _layout
+from hornbook.errors import ClusterError, EngineError, ModelError
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -110,6 +112,72 @@ def test_an_engine_that_cannot_start_says_why_once() -> None:
     assert "Traceback" not in str(raised.value)
     with EnginePool(EngineSettings(model="smollm2-135m-instrukt")) as pool, pytest.raises(ModelError):
         pool.handle()
+
+
+def test_starting_an_engine_says_so(capfd: pytest.CaptureFixture[str]) -> None:
+    with EnginePool(EngineSettings(kind="echo", model="m")) as pool:
+        pool.handle()
+        pool.handle()
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("starting")]
+    assert said == ["starting the engine echo with m ..."]
+
+
+def test_replicas_that_find_no_place_are_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    monkeypatch.setattr(engine_pool, "_SECONDS_BETWEEN_WAITING_NOTES", 0.2)
+    monkeypatch.setattr(engine_pool, "_PATIENCE_WITH_THE_OTHERS", 1.0)
+    elsewhere = placement_group([{"CPU": ray.cluster_resources()["CPU"] - 0.5}])
+    ray.get(elsewhere.ready())
+    try:
+        with EnginePool(EngineSettings(kind="echo", replicas=3)) as pool:
+            assert len(pool.handle()) == 1
+            replies = asyncio.run(generate_all(pool.handle(), batches(6, 1)))
+    finally:
+        remove_placement_group(elsewhere)
+    assert all(reply.finish_reason == "stop" for (reply,) in replies)
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    made = Endpoint()
+    yield made
+    made.close()
+
+
+def test_replicas_share_one_budget_and_a_killed_one_does_not_forget_it(endpoint: Endpoint, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    settings = EngineSettings(
+        kind="openai", base_url=endpoint.url, replicas=2, max_total_tokens=120, request_log=str(log)
+    )
+    with EnginePool(settings) as pool:
+        handle = pool.handle()
+        asyncio.run(generate_all(handle, batches(3, 1), max_tokens=30))  # 10 tokens each
+        for engine in log_counts(log)[2]:
+            os.kill(engine, signal.SIGKILL)
+        with pytest.raises(EngineError, match="of max_total_tokens=120"):
+            asyncio.run(generate_all(handle, batches(20, 1), max_tokens=30))
+    assert len(endpoint.seen) == 9  # 90 are spent; a tenth request might take 32 more
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "layout"),
+    [
+        ({}, 0, (1, 0)),
+        ({}, 8, (8, 1)),
+        ({"tensor_parallel": 4}, 8, (2, 4)),
+        ({"replicas": 3}, 8, (3, 1)),
+        ({"kind": "openai", "replicas": 2}, 8, (2, 0)),
+    ],
+)
+def test_replicas_are_laid_over_all_gpus_that_may_come(settings: dict[str, Any], gpus: int, layout: Any) -> None:
+    assert _layout(EngineSettings(**settings), gpus) == layout
+
+
+def test_more_gpus_than_may_come_are_refused_with_both_cures() -> None:
+    with pytest.raises(ClusterError, match="HORNBOOK_EXPECTED_GPUS"):
+        _layout(EngineSettings(tensor_parallel=4), 2)
 
 
 def test_a_handle_works_inside_ray_data() -> None:

@@ -4,16 +4,16 @@ operating system does."""
 from __future__ import annotations
 
 import asyncio
-import json
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from endpoint import Endpoint, send, well
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -81,53 +81,12 @@ def test_the_request_log_has_a_line_for_what_was_taken_and_what_was_done(tmp_pat
 # --- openai ----------------------------------------------------------------------------------------------------------
 
 
-class Endpoint:
-    """An OpenAI-compatible server on the loopback that behaves as badly as a test wants."""
-
-    def __init__(self) -> None:
-        self.behaviour: Callable[[int, BaseHTTPRequestHandler], None] = lambda number, handler: well(handler)
-        self.seen: list[tuple[float, dict[str, Any], str]] = []
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                endpoint.seen.append((time.monotonic(), body, self.headers.get("Authorization", "")))
-                endpoint.behaviour(len(endpoint.seen), self)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def engine(self, **settings: Any) -> OpenAIEngine:
-        return OpenAIEngine(EngineSettings(kind="openai", model="m", base_url=self.url, **settings))
-
-
-def send(handler: BaseHTTPRequestHandler, status: int, body: bytes, length: int | None = None, **headers: str) -> None:
-    handler.send_response(status)
-    for name, value in headers.items():
-        handler.send_header(name.replace("_", "-"), value)
-    handler.send_header("Content-Length", str(len(body) if length is None else length))
-    handler.end_headers()
-    handler.wfile.write(body)
-
-
-def well(handler: BaseHTTPRequestHandler, text: str = "Hello.", **choice: Any) -> None:
-    answer = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop", **choice}
-    usage = {"prompt_tokens": 7, "completion_tokens": 3}
-    send(handler, 200, json.dumps({"choices": [answer], "usage": usage}).encode())
-
-
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
     monkeypatch.setattr(openai_engine, "FIRST_WAIT", 0.01)
     made = Endpoint()
     yield made
-    made.server.shutdown()
-    made.server.server_close()
+    made.close()
 
 
 def test_openai_sends_the_key_and_the_sampling(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,9 +112,7 @@ def test_openai_sends_the_key_and_the_sampling(endpoint: Endpoint, monkeypatch: 
     ],
     ids=["429", "500", "garbage", "empty", "no text", "half a reply", "silence"],
 )
-def test_openai_tries_again_and_gives_up_per_request(
-    endpoint: Endpoint, misbehave: Callable[[BaseHTTPRequestHandler], None]
-) -> None:
+def test_openai_rides_out_what_passes(endpoint: Endpoint, misbehave: Callable[[BaseHTTPRequestHandler], None]) -> None:
     def sometimes(number: int, handler: BaseHTTPRequestHandler) -> None:
         if number <= 2:
             misbehave(handler)
@@ -176,17 +133,78 @@ def test_openai_honours_retry_after(endpoint: Endpoint) -> None:
 
 
 def test_openai_fails_one_request_and_answers_the_others(endpoint: Endpoint) -> None:
-    def refuse_some(number: int, handler: BaseHTTPRequestHandler) -> None:
-        content = endpoint.seen[number - 1][1]["messages"][0]["content"]
-        {"down": lambda: send(handler, 503, b""), "bad": lambda: send(handler, 400, b"too long")}.get(
-            content, lambda: well(handler)
-        )()
+    behaviours: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {
+        "long": lambda handler: send(handler, 400, b"too long"),
+        "large": lambda handler: send(handler, 413, b""),
+        "bad": lambda handler: send(handler, 422, b"filtered"),
+        "mute": lambda handler: well(handler, None, finish_reason="tool_calls"),
+    }
+    endpoint.behaviour = lambda number, handler: behaviours.get(endpoint.asked(number), well)(handler)
+    asked = ["long", "good", "large", "bad", "mute"]
+    replies = ask(endpoint.engine(max_num_seqs=1), [request(text) for text in asked])
+    errors = [reply.error for reply in replies]
+    assert errors[:4] == ["status 400: too long", "", "status 413: ", "status 422: filtered"]
+    assert errors[4].startswith("the reply has no text (finish reason 'tool_calls')")
+    assert replies[1].text == "Hello."
+    assert len(endpoint.seen) == 4 + openai_engine.ATTEMPTS_AT_A_TEXT
 
-    endpoint.behaviour = refuse_some
-    down, good, bad = ask(endpoint.engine(max_num_seqs=1), [request("down"), request("good"), request("bad")])
-    assert (down.finish_reason, down.error) == ("error", f"status 503 ({openai_engine.ATTEMPTS} attempts)")
-    assert good.text == "Hello."
-    assert bad.error == "status 400: too long"
+
+@pytest.mark.parametrize(
+    ("misbehave", "said"),
+    [
+        (lambda handler: send(handler, 503, b""), "status 503"),
+        (lambda handler: send(handler, 429, b""), "status 429"),
+        (lambda handler: send(handler, 429, b"", Retry_After="3600"), "left alone for 3600 s"),
+        (lambda handler: send(handler, 200, b"<html>please log in"), "makes no sense"),
+        (lambda handler: send(handler, 200, b'{"choices": [{"mess', length=500), "RemoteProtocolError"),
+        (lambda handler: time.sleep(0.5), "no reply within 0.2 s"),
+    ],
+    ids=["503", "429", "a long wait", "garbage", "half a reply", "silence"],
+)
+def test_an_endpoint_that_stays_down_is_an_error_and_no_rows_failure(
+    endpoint: Endpoint, misbehave: Callable[[BaseHTTPRequestHandler], None], said: str
+) -> None:
+    endpoint.behaviour = lambda number, handler: (
+        misbehave(handler) if endpoint.asked(number) == "down" else well(handler)
+    )
+    began = time.monotonic()
+    with pytest.raises(EngineError, match=said) as raised:
+        ask(endpoint.engine(outage_seconds=0.6, timeout_seconds=0.2), [request("down"), request("good")])
+    assert "goes on where it stood" in raised.value.cure
+    assert time.monotonic() - began < 3
+
+
+def test_an_endpoint_that_is_not_there_is_an_error(endpoint: Endpoint) -> None:
+    engine = OpenAIEngine(EngineSettings(kind="openai", base_url="http://127.0.0.1:9/v1", outage_seconds=0.1))
+    with pytest.raises(EngineError, match="ConnectError"):
+        ask(engine, [request("hi")])
+
+
+@pytest.mark.parametrize("status", [301, 402, 404])
+def test_what_the_endpoint_says_to_every_request_is_an_error(endpoint: Endpoint, status: int) -> None:
+    endpoint.behaviour = lambda number, handler: send(handler, status, b"elsewhere")
+    with pytest.raises(EngineError, match=str(status)):
+        ask(endpoint.engine(), [request("hi")])
+
+
+def test_a_busy_endpoint_that_serves_others_is_not_down(endpoint: Endpoint) -> None:
+    def refuse_until_the_others_are_served(number: int, handler: BaseHTTPRequestHandler) -> None:
+        others = sum(body["messages"][0]["content"] == "hi" for _, body, _ in endpoint.seen)
+        if endpoint.asked(number) == "last" and others < 30:
+            return send(handler, 429, b"")
+        time.sleep(0.03)
+        well(handler)
+
+    endpoint.behaviour = refuse_until_the_others_are_served
+    crowd = [request("last"), *[request("hi", seed) for seed in range(30)]]
+    replies = ask(endpoint.engine(max_num_seqs=2, outage_seconds=0.3), crowd)
+    assert {reply.error for reply in replies} == {""}
+
+
+def test_retry_after_may_be_a_date() -> None:
+    later = formatdate(time.time() + 100, usegmt=True)
+    assert 90 < openai_engine._retry_after(later) <= 100
+    assert openai_engine._retry_after("soon") == 0.0
 
 
 def test_openai_stops_at_a_refused_key_without_showing_it(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,15 +215,29 @@ def test_openai_stops_at_a_refused_key_without_showing_it(endpoint: Endpoint, mo
     assert "secret" not in str(raised.value)
 
 
-def test_openai_keeps_to_its_rate_and_its_budget(endpoint: Endpoint) -> None:
+def test_openai_keeps_to_its_rate(endpoint: Endpoint) -> None:
     began = time.monotonic()
-    replies = ask(
-        endpoint.engine(requests_per_minute=600, max_total_tokens=100),
-        [request("hi", seed=n) for n in range(6)],
-        Sampling(max_tokens=30),
-    )
-    assert [reply.error[:6] for reply in replies].count("budget") == 3
-    assert max(when for when, _, _ in endpoint.seen) - began >= 0.2
+    ask(endpoint.engine(requests_per_minute=1200, replicas=2), [request("hi", seed=n) for n in range(4)])
+    assert max(when for when, _, _ in endpoint.seen) - began >= 0.3  # half of the rate is this replica's
+
+
+def test_a_spent_budget_is_an_error_once_nothing_is_under_way(endpoint: Endpoint) -> None:
+    engine = endpoint.engine(max_total_tokens=100, max_num_seqs=4)
+
+    async def spend() -> list[Any]:
+        await engine.start()
+        crowd = (engine.generate([request("hi", seed)], Sampling(max_tokens=30)) for seed in range(12))
+        try:
+            return await asyncio.gather(*crowd, return_exceptions=True)
+        finally:
+            await engine.close()
+
+    results = asyncio.run(spend())
+    answered = [result for result in results if isinstance(result, list)]
+    assert len(answered) == len(endpoint.seen) == 8  # 10 tokens each; a ninth might take 30
+    errors = [result for result in results if not isinstance(result, list)]
+    assert all(isinstance(error, EngineError) and "80 of max_total_tokens=100" in error.message for error in errors)
+    assert "max_total_tokens" in errors[0].cure
 
 
 def test_openai_reads_choices_from_the_first_tokens_alternatives(endpoint: Endpoint) -> None:

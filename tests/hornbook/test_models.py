@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from hornbook import models
+from hornbook import machine, models
 from hornbook.errors import ModelError
 
 
@@ -88,6 +88,75 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"no \*\.safetensors"):
         models.resolve(str(folder))
+
+
+INDEX = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+
+
+@pytest.mark.parametrize("index", [True, False], ids=["index", "no index yet"])
+def test_a_folder_that_lacks_a_shard_is_refused(folder: Path, index: bool) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    if index:
+        (folder / "model.safetensors.index.json").write_text(json.dumps(INDEX))
+    with pytest.raises(ModelError, match="lacks 1 of its weight files, model-00002-of-00002"):
+        models.resolve(str(folder))
+    (folder / "model-00002-of-00002.safetensors").write_bytes(b"more")
+    assert models.resolve(str(folder)).path == folder
+
+
+@pytest.fixture
+def hub_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`somebody/model` in a Hugging Face cache, as an interrupted download leaves it: one shard of two."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository, commit = tmp_path / "hub" / "models--somebody--model", "0123456789" * 4
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    cached = shutil.copytree(folder, repository / "snapshots" / commit)
+    (cached / "model.safetensors").rename(cached / "model-00001-of-00002.safetensors")
+    (cached / "model.safetensors.index.json").write_text(json.dumps(INDEX))
+    return cached
+
+
+def test_an_interrupted_download_is_not_taken_for_the_model(hub_model: Path) -> None:
+    assert not models.is_here("somebody/model")
+    with pytest.raises(ModelError):
+        models.resolve("somebody/model")
+    (hub_model / "model-00002-of-00002.safetensors").write_bytes(b"more")
+    assert models.is_here("somebody/model")
+    assert models.digest("somebody/model") == hub_model.name
+
+
+def test_a_dry_run_says_what_it_would_download_and_does_not(
+    hub_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    from hornbook.inspection import plan_tree
+    from hornbook.pipeline import plan_recipe
+    from hornbook.recipe import check_recipe
+    from hornbook.store import Store
+
+    fetch = huggingface_hub.snapshot_download
+
+    def only_local(*names: Any, local_files_only: bool = False, **options: Any) -> str:
+        assert local_files_only, "a dry run downloads"
+        return fetch(*names, local_files_only=True, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", only_local)
+    stages = {"stories": {"kind": "stories", "rows": 4, "engine": {"model": "somebody/model"}}}
+    recipe = check_recipe({"name": "dry", "seed": 1, "stages": stages}, "test recipe")
+    lines = list(plan_tree(recipe, plan_recipe(recipe, Store(str(tmp_path / "store")))))
+    assert lines[1].startswith("`-- stories [make]") and "(after the download of somebody/model)" in lines[1]
+
+
+def test_there_is_one_cache_folder_and_its_home_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HORNBOOK_CACHE", "~/elsewhere")
+    assert machine.cache_folder() == Path.home() / "elsewhere" == models.cache_folder()
+    monkeypatch.setenv("HORNBOOK_CACHE", "")
+    assert machine.cache_folder() == Path.home() / ".cache" / "hornbook"
 
 
 def test_the_embedding_model_is_its_wheels_folder(cache: Path) -> None:

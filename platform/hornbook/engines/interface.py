@@ -1,7 +1,8 @@
 """What every engine takes and gives, so that a stage never knows which engine serves it.
 
 A request either gets a reply or a failure *of its own*: an engine never raises for one bad row, so a batch is never
-lost to its worst member.
+lost to its worst member. And what is not the row's fault never becomes its failure: an engine that is gone, an endpoint
+that is down and a spent budget raise, because a failed row is data that is kept.
 """
 
 from __future__ import annotations
@@ -69,12 +70,20 @@ class EngineSettings(Settings):
     )
     base_url: str = runtime("", description="openai: the endpoint's URL, ending in /v1.")
     api_key_env: str = runtime("OPENAI_API_KEY", description="openai: the environment variable that holds the key.")
-    requests_per_minute: int = runtime(0, ge=0, description="openai: rate limit, retries included; 0 is none.")
+    requests_per_minute: int = runtime(
+        0, ge=0, description="openai: rate limit of all replicas together, retries included; 0 is none."
+    )
     timeout_seconds: float = runtime(120.0, gt=0, description="openai: longest wait for one attempt at a reply.")
+    outage_seconds: float = runtime(
+        300.0,
+        ge=0,
+        description="openai: an endpoint that is down or refuses for load is asked again for so long; then the stage stops.",
+    )
     max_total_tokens: int = runtime(
         0,
         ge=0,
-        description="openai: token budget of one run, prompt and reply; 0 is none. Requests over it fail: 'budget'.",
+        description="openai: tokens, prompt and reply, that one run may take with these engine settings, all stages and "
+        "replicas together; 0 is no limit. When they are spent the stage stops.",
     )
     echo_tokens_per_second: float = runtime(
         0.0, ge=0, description="echo: pretend to write this fast per request; 0 is at once."
@@ -134,7 +143,7 @@ class Engine(Protocol):
         """Answer `requests`, one reply each, in their order. Many calls run at once; the engine batches across them.
 
         Never raises for a bad request. Raises EngineDied when the engine must be started anew, EngineError when that
-        would not help (a refused key).
+        would not help (a refused key, an endpoint that stays down, a spent budget).
         """
 
     async def close(self) -> None:

@@ -1,7 +1,9 @@
 """Text from any OpenAI-compatible endpoint: a vLLM server elsewhere or a hosted model.
 
-The world out there answers late, refuses, or sends garbage; each request gets its retries and then fails alone. The key
-comes from an environment variable and goes nowhere but into the request's header.
+The world out there answers late, refuses, or sends garbage. What is wrong with one request (too long, filtered) fails that
+request alone. What is wrong with the endpoint is waited for, and then stops the stage: a rerun goes on where it stood,
+while rows that failed for an outage would stay failed. The key comes from an environment variable and goes nowhere but
+into the request's header.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ import os
 import random
 import time
 from collections.abc import Sequence
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
+from hornbook.engines.budget import Account, OwnAccount, reserve
 from hornbook.engines.interface import EngineSettings, Reply, Request, Sampling, failed
 from hornbook.engines.request_log import RequestLog
 from hornbook.errors import EngineError
@@ -22,33 +26,50 @@ from hornbook.errors import EngineError
 if TYPE_CHECKING:
     import httpx
 
-ATTEMPTS = 6
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 60.0
-"""Seconds between attempts: FIRST_WAIT doubled each time up to LONGEST_WAIT, less up to half at random so that clients
-spread out."""
+"""Seconds between attempts: FIRST_WAIT doubled each time up to LONGEST_WAIT or a quarter of `outage_seconds`, less up to
+half at random so that clients spread out; more where the endpoint asks for it."""
 
+ATTEMPTS_AT_A_TEXT = 3
+"""Replies without a text that a request may get before it fails: that is the model's doing, not an outage."""
+
+_ENDPOINTS_OWN = (402, 404, 405, 407)
+"""Statuses 4xx that say the same to every request: asking again helps as little as failing one row."""
+
+_ASK_AGAIN = (408, 409, 425, 429)
 _TOKENS_OF_A_SHORT_ANSWER = 8
 
 
 class _Retry(Exception):
-    """An attempt failed in a way that another may not; `after` is what the server asked to wait, in seconds."""
+    """An attempt failed in a way that another may not.
 
-    def __init__(self, reason: str, after: float = 0.0) -> None:
+    `after` is what the server asked to wait, in seconds; `busy` says that it is up and refuses for load.
+    """
+
+    def __init__(self, reason: str, after: float = 0.0, busy: bool = False) -> None:
         super().__init__(reason)
-        self.after = after
+        self.after, self.busy = after, busy
+
+
+class _NoText(Exception):
+    """The model's reply holds no text, but cost tokens."""
+
+    def __init__(self, reason: str, tokens: int) -> None:
+        super().__init__(reason)
+        self.tokens = tokens
 
 
 class OpenAIEngine:
     """Keeps at most `max_num_seqs` requests under way, within the rate limit and the token budget."""
 
-    def __init__(self, settings: EngineSettings) -> None:
+    def __init__(self, settings: EngineSettings, account: Account | None = None) -> None:
         self.settings = settings
+        self._account = account or OwnAccount()
         self._log = RequestLog(settings.request_log)
         self._slots = asyncio.Semaphore(settings.max_num_seqs)
         self._next_send = 0.0
-        self._tokens_spent = 0
-        self._tokens_reserved = 0
+        self._last_answer = 0.0
         self._client: httpx.AsyncClient | None = None
 
     async def start(self) -> None:
@@ -66,8 +87,19 @@ class OpenAIEngine:
         self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=self.settings.timeout_seconds)
 
     async def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
-        """Answer `requests`. Raises EngineError where the endpoint refuses the key or does not know the model."""
-        return list(await asyncio.gather(*(self._answer(request, sampling) for request in requests)))
+        """Answer `requests`.
+
+        Raises EngineError where the endpoint refuses the key, does not know the model, or stays down for longer than
+        `outage_seconds`, and where the budget is spent.
+        """
+        answers = [asyncio.ensure_future(self._answer(request, sampling)) for request in requests]
+        try:
+            return list(await asyncio.gather(*answers))
+        except BaseException:  # The batch is lost: do not go on paying for the rest of it.
+            for answer in answers:
+                answer.cancel()
+            await asyncio.gather(*answers, return_exceptions=True)
+            raise
 
     async def close(self) -> None:
         """Close the connections and the request log."""
@@ -78,43 +110,68 @@ class OpenAIEngine:
 
     async def _answer(self, request: Request, sampling: Sampling) -> Reply:
         async with self._slots:
+            limit = self.settings.max_total_tokens
             reserved = _likely_tokens(request, sampling)
-            budget = self.settings.max_total_tokens
-            if budget and self._tokens_spent + self._tokens_reserved + reserved > budget:
-                return failed(f"budget: {self._tokens_spent} of max_total_tokens={budget} are spent")
-            self._tokens_reserved += reserved
+            if limit:
+                await reserve(self._account, reserved, limit)
+            used = 0
             try:
                 self._log.taken([request])
-                reply = await self._ask_until_answered(request, sampling)
+                reply, used = await self._ask_until_answered(request, sampling)
             finally:
-                self._tokens_reserved -= reserved
-            self._tokens_spent += reply.prompt_tokens + reply.completion_tokens
+                if limit:
+                    self._account.settle(reserved, used)
             self._log.done([request])
             return reply
 
-    async def _ask_until_answered(self, request: Request, sampling: Sampling) -> Reply:
+    async def _ask_until_answered(self, request: Request, sampling: Sampling) -> tuple[Reply, int]:
+        """Return the reply and the tokens that it took, replies without a text included."""
         body = _body(self.settings.model, request, sampling)
-        reason = ""
-        for attempt in range(ATTEMPTS):
+        wasted, without_text, failures = 0, 0, 0
+        down_since = 0.0
+        while True:
             await self._wait_for_turn()
             try:
                 async with asyncio.timeout(self.settings.timeout_seconds):
-                    return await self._ask(body, request)
+                    reply = await self._ask(body, request)
+                self._last_answer = time.monotonic()
+                return reply, wasted + reply.prompt_tokens + reply.completion_tokens
             except TimeoutError:
-                reason, asked = f"no reply within {self.settings.timeout_seconds:g} s", 0.0
-            except _Retry as retry:
-                reason, asked = str(retry), retry.after
-            if attempt + 1 < ATTEMPTS:
-                backoff = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)
-                await asyncio.sleep(max(backoff, min(asked, LONGEST_WAIT)))
-        return failed(f"{reason} ({ATTEMPTS} attempts)")
+                retry = _Retry(f"no reply within {self.settings.timeout_seconds:g} s")
+            except _Retry as error:
+                retry = error
+            except _NoText as nothing:
+                wasted += nothing.tokens
+                without_text += 1
+                if without_text == ATTEMPTS_AT_A_TEXT:
+                    return failed(f"{nothing} ({without_text} attempts)"), wasted
+                failures = 0
+                continue
+            now = time.monotonic()
+            down_since = down_since if failures else now
+            if retry.busy:  # Others are served meanwhile: this one's turn comes.
+                down_since = max(down_since, self._last_answer)
+            longest = min(LONGEST_WAIT, self.settings.outage_seconds / 4)
+            wait = max(min(FIRST_WAIT * 2 ** min(failures, 20), longest) * random.uniform(0.5, 1.0), retry.after)
+            failures += 1
+            if now + wait - down_since > self.settings.outage_seconds:
+                raise self._outage(retry, failures)
+            await asyncio.sleep(wait)
+
+    def _outage(self, retry: _Retry, attempts: int) -> EngineError:
+        wants = f", wants to be left alone for {retry.after:.0f} s" if retry.after else ""
+        return EngineError(
+            f"the endpoint {self.settings.base_url} does not answer: {retry}{wants} ({attempts} attempts)",
+            "run again when it does, it goes on where it stood; engine.outage_seconds says how long to wait for it, "
+            "engine.timeout_seconds for one reply",
+        )
 
     async def _wait_for_turn(self) -> None:
-        """Space the sends evenly, so that `requests_per_minute` holds in every window."""
+        """Space the sends evenly, so that this replica's share of `requests_per_minute` holds in every window."""
         if self.settings.requests_per_minute:
             now = time.monotonic()
             turn = max(now, self._next_send)
-            self._next_send = turn + 60.0 / self.settings.requests_per_minute
+            self._next_send = turn + 60.0 * (self.settings.replicas or 1) / self.settings.requests_per_minute
             await asyncio.sleep(turn - now)
 
     async def _ask(self, body: dict[str, Any], request: Request) -> Reply:
@@ -127,17 +184,22 @@ class OpenAIEngine:
             response = await self._client.post(url, json=body)
         except httpx.HTTPError as error:
             raise _Retry(f"{type(error).__name__}: {error}") from None
-        if response.status_code in (401, 403):
+        status = response.status_code
+        if status in (401, 403):
             raise EngineError(
-                f"{url} refuses the key (status {response.status_code})",
+                f"{url} refuses the key (status {status})",
                 f"put a valid key into the environment variable {self.settings.api_key_env}, on every node",
             )
-        if response.status_code == 404:
-            raise EngineError(f"{url} answers 404 for model {self.settings.model!r}", "check base_url and model")
-        if response.status_code in (408, 409, 429) or response.status_code >= 500:
-            raise _Retry(f"status {response.status_code}", _retry_after(response.headers.get("retry-after", "")))
-        if response.status_code != 200:
-            return failed(f"status {response.status_code}: {response.text[:200]}")
+        if status in _ENDPOINTS_OWN or status < 200 or 201 <= status < 400:
+            raise EngineError(
+                f"{url} answers {status} for model {self.settings.model!r}: {response.text[:200]}",
+                "check engine.base_url, engine.model and the account",
+            )
+        if status in _ASK_AGAIN or status >= 500:
+            after = _retry_after(response.headers.get("retry-after", ""))
+            raise _Retry(f"status {status}", after, busy=status == 429)
+        if status != 200:
+            return failed(f"status {status}: {response.text[:200]}")
         try:
             return _reply(json.loads(response.content), request)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
@@ -175,19 +237,25 @@ def _body(model: str, request: Request, sampling: Sampling) -> dict[str, Any]:
 
 
 def _retry_after(header: str) -> float:
+    """Return the seconds that a Retry-After header asks for: a number or a date."""
     try:
         return max(0.0, float(header))
     except ValueError:
-        return 0.0  # The header may also carry a date; our own backoff serves then.
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
+    except ValueError:
+        return 0.0
 
 
 def _reply(data: dict[str, Any], request: Request) -> Reply:
     choice = data["choices"][0]
-    text = choice["message"]["content"]
-    if not isinstance(text, str):
-        raise ValueError("no text")
+    text = choice["message"].get("content")
     usage = data.get("usage") or {}
     prompt_tokens, completion_tokens = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
+    if not isinstance(text, str):
+        reason = choice.get("finish_reason")
+        raise _NoText(f"the reply has no text (finish reason {reason!r})", prompt_tokens + completion_tokens)
     if request.choices:
         return _chosen(choice, text, request.choices, prompt_tokens, completion_tokens)
     reason = choice.get("finish_reason")

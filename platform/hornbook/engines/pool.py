@@ -11,12 +11,15 @@ import asyncio
 import itertools
 import logging
 import random
+import sys
+import time
 import uuid
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, NoReturn
 
 from hornbook import models
+from hornbook.cluster import EXPECTED_GPUS_VARIABLE, expected_gpus
 from hornbook.engines.interface import EngineSettings, Reply, Request, Sampling, failed
 from hornbook.engines.replica import EngineStats, Ledger, Replica, pack_requests, unpack_replies
 from hornbook.errors import ClusterError, EngineError, HornbookError
@@ -30,6 +33,9 @@ _CALLS_AT_ONCE = 1000
 """Calls that one replica accepts at the same time; the engine itself decides how many sequences it decodes together."""
 
 _SECONDS_BETWEEN_WAITING_NOTES = 30.0
+_PATIENCE_WITH_THE_OTHERS = 900.0
+"""Seconds after which the pool works with the replicas that are ready, counted from when the last one became so."""
+
 _SECONDS_TO_CLOSE = 30.0
 _PROBES_OF_A_DEAD_ACTOR = 5
 
@@ -51,7 +57,7 @@ class EnginePool:
         if self._handle is None:
             handle = self._create()
             try:
-                _wait_until_ready(handle.replicas, self.settings)
+                _wait_until_ready(handle, self.settings)
             except BaseException:
                 _stop(handle, gracefully=False)
                 raise
@@ -83,7 +89,8 @@ class EnginePool:
 
         if self.settings.kind == "vllm":
             models.digest(self.settings.model)  # An unknown model is said here, before an actor waits for resources.
-        replicas, gpus = _layout(self.settings, int(ray.cluster_resources().get("GPU", 0)))
+        replicas, gpus = _layout(self.settings, int(expected_gpus()))
+        print(_announcement(self.settings, replicas, gpus), file=sys.stderr, flush=True)
         # Replicas find the ledger by name: a handle among a constructor's arguments can be lost before a restart.
         ledger_name = f"hornbook-engine-ledger-{uuid.uuid4().hex}"
         ledger = ray.remote(Ledger).options(num_cpus=0, name=ledger_name).remote()
@@ -101,9 +108,8 @@ class EngineHandle:
     """What a worker needs to reach the replicas; it can be pickled."""
 
     def __init__(self, replicas: list[Any], ledger: Any) -> None:
-        self.replicas = replicas
         self.ledger = ledger
-        self._calls = [0] * len(replicas)
+        self.keep(replicas)
 
     async def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
         """Return one reply per request, in order; keep several calls under way to keep the engine full.
@@ -124,6 +130,14 @@ class EngineHandle:
             _raise_plainly(error)
         finally:
             self._calls[number] -= 1
+
+    def keep(self, replicas: list[Any]) -> None:
+        """Use only these replicas from now on."""
+        self.replicas = replicas
+        self._calls = [0] * len(replicas)
+
+    def __len__(self) -> int:
+        return len(self.replicas)
 
     async def stats(self) -> EngineStats:
         """Return what all replicas have done so far."""
@@ -220,35 +234,55 @@ def _first_line(error: BaseException) -> str:
 
 
 def _layout(settings: EngineSettings, cluster_gpus: int) -> tuple[int, int]:
-    """Return the number of replicas and the GPUs of each: all of the cluster's GPUs for vllm, none for the others."""
+    """Return the number of replicas and the GPUs of each: all that the cluster has or may get for vllm, else none."""
     if settings.kind != "vllm" or cluster_gpus == 0:
         return settings.replicas or 1, 0
     wanted = (settings.replicas or 1) * settings.tensor_parallel
     if wanted > cluster_gpus:
         raise ClusterError(
             f"the engine wants {wanted} GPUs (replicas x tensor_parallel), the cluster has {cluster_gpus}",
-            "lower engine.replicas or engine.tensor_parallel, or add nodes",
+            "lower engine.replicas or engine.tensor_parallel, or add nodes; where they come only when asked for, set "
+            f"{EXPECTED_GPUS_VARIABLE} to how many may come",
         )
     return settings.replicas or cluster_gpus // settings.tensor_parallel, settings.tensor_parallel
 
 
-def _wait_until_ready(replicas: list[Any], settings: EngineSettings) -> None:
+def _announcement(settings: EngineSettings, replicas: int, gpus: int) -> str:
+    """Return the line that says what is being started: a model may take half a minute to load."""
+    each = f", {gpus} GPU{'s' if gpus > 1 else ''} each" if gpus else ""
+    copies = f" ({replicas} replica{'s' if replicas > 1 else ''}{each})" if replicas > 1 or gpus else ""
+    return f"starting the engine {settings.kind} with {settings.model}{copies} ..."
+
+
+def _wait_until_ready(handle: EngineHandle, settings: EngineSettings) -> None:
+    """Wait for the replicas; those that find no place long after another one did are given up: spot nodes may not come."""
     import ray
     from ray.exceptions import RayActorError
 
-    waiting = [replica.ready.remote() for replica in replicas]
+    waiting = {replica.ready.remote(): replica for replica in handle.replicas}
+    ready: list[Any] = []
+    last = time.monotonic()
     try:
         while waiting:
-            ready, waiting = ray.wait(waiting, num_returns=1, timeout=_SECONDS_BETWEEN_WAITING_NOTES)
-            ray.get(ready)
-            if not ready:
+            done, _ = ray.wait(list(waiting), num_returns=1, timeout=_SECONDS_BETWEEN_WAITING_NOTES)
+            ray.get(done)
+            if done:
+                ready += [waiting.pop(reference) for reference in done]
+                last = time.monotonic()
+            elif ready and time.monotonic() - last > _PATIENCE_WITH_THE_OTHERS:
+                _LOG.warning("working with %d of %d engines: the cluster has no room for more", len(ready), len(handle))
+                for replica in waiting.values():
+                    ray.kill(replica, no_restart=True)
+                handle.keep(ready)
+                return
+            else:
                 free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
                 _LOG.warning(
                     "still loading %s in %s (%d of %d engines; the cluster has free: %s)",
                     settings.model,
                     settings.kind,
                     len(waiting),
-                    len(replicas),
+                    len(handle),
                     ", ".join(f"{amount:g} {name}" for name, amount in free.items()) or "nothing",
                 )
     except HornbookError as error:

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hornbook.engines.budget import Budget, LedgerAccount, Verdict
 from hornbook.engines.choose import make_engine
 from hornbook.engines.interface import Engine, EngineDied, EngineSettings, Reply, Request, Sampling
 from hornbook.errors import HornbookError
@@ -44,9 +45,13 @@ class EngineStats:
 
 
 class Ledger:
-    """Counts across restarts: a replica reports here what it did, because its own memory dies with it."""
+    """Counts across restarts: a replica reports here what it did, because its own memory dies with it.
+
+    The token budget is here for the same reason, and because all replicas share it.
+    """
 
     def __init__(self) -> None:
+        self._budget = Budget()
         self._total = EngineStats()
         self._starts: dict[int, int] = {}
         self._in_flight: dict[int, int] = {}
@@ -55,6 +60,15 @@ class Ledger:
         """Note a start of `replica`; whatever its predecessor had in flight is gone."""
         self._starts[replica] = self._starts.get(replica, 0) + 1
         self._in_flight[replica] = 0
+        self._budget.abandon(replica)
+
+    def reserve(self, replica: int, tokens: int, limit: int) -> tuple[Verdict, int]:
+        """Reserve tokens of the budget for a replica's request; also return how many are spent."""
+        return self._budget.reserve(replica, tokens, limit), self._budget.spent
+
+    def settle(self, replica: int, reserved: int, used: int) -> None:
+        """Replace a reservation by what its request used."""
+        self._budget.settle(replica, reserved, used)
 
     def report(self, replica: int, in_flight: int, done: dict[str, float]) -> None:
         """Add what `replica` finished since its last report."""
@@ -182,7 +196,7 @@ class Replica:
         restarted = ray.get_runtime_context().was_current_actor_reconstructed
         attempts = _START_ATTEMPTS_AFTER_A_CRASH if restarted else 1
         while True:
-            engine = make_engine(self.settings)
+            engine = make_engine(self.settings, LedgerAccount(self._ledger, self._number))
             try:
                 await engine.start()
                 return engine

@@ -1,0 +1,82 @@
+"""What a stage makes of its engine: an outage is never data, and every replica gets its share of the work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+from endpoint import Endpoint, send, well
+
+from hornbook.artifact import Artifact
+from hornbook.errors import EngineError
+from hornbook.parts import read_commits
+from hornbook.pipeline import Finished, run_recipe
+from hornbook.recipe import check_recipe
+from hornbook.runs import load_run
+from hornbook.store import Store
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+STORY = "Once there was a small dog who could not find its ball. It looked and looked. Then it found it."
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    made = Endpoint()
+    yield made
+    made.close()
+
+
+def write_stories(store: Store, engine: dict[str, Any], **settings: Any) -> Finished:
+    stage = {"kind": "stories", "engine": {"model": "m", **engine}, **settings}
+    recipe = check_recipe({"name": "one-stage", "seed": 1, "stages": {"stories": stage}}, "test recipe")
+    return run_recipe(recipe, store, say=lambda line: None)
+
+
+def committed(store: Store) -> tuple[int, int]:
+    """Return the rows and rejects that the last run's stage has committed."""
+    folder = load_run(store, "latest").value["stages"]["stories"]["folder"]
+    records = list(read_commits(store, folder))
+    assert not Artifact(store, folder).complete
+    return sum(record.rows for record in records), sum(record.rejected for record in records)
+
+
+@pytest.mark.parametrize("fault", ["outage", "budget"])
+def test_an_outage_stops_the_stage_and_a_rerun_makes_what_is_missing(
+    endpoint: Endpoint, tmp_path: Path, fault: str
+) -> None:
+    def story(number: int, handler: BaseHTTPRequestHandler) -> None:
+        if fault == "outage" and number > 9:
+            send(handler, 503, b"")
+        else:
+            well(handler, STORY)
+
+    endpoint.behaviour = story
+    store = Store(str(tmp_path / "store"))
+    plan = {"rows": 16, "part_rows": 2, "parts_in_flight": 2, "sampling": {"max_tokens": 30}}
+    engine = {"kind": "openai", "base_url": endpoint.url, "outage_seconds": 0.2}
+    budget = {"max_total_tokens": 200} if fault == "budget" else {}
+    with pytest.raises(EngineError, match="goes on where it stood"):
+        write_stories(store, {**engine, **budget}, **plan)
+    rows, rejected = committed(store)
+    assert (0 < rows < 16) and rejected == 0
+    asked = len(endpoint.seen)
+    endpoint.behaviour = lambda number, handler: well(handler, STORY)
+    again = write_stories(store, engine, **plan)
+    counts = again.artifacts["stories"].manifest.counts
+    assert (counts["rows"], counts["rejected"]) == (16, 0)
+    assert len(endpoint.seen) - asked == 16 - rows
+
+
+def test_parts_in_flight_are_each_replicas(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    engine = {"kind": "echo", "replicas": 2, "echo_tokens_per_second": 60, "request_log": str(log)}
+    write_stories(Store(str(tmp_path / "store")), engine, rows=10, part_rows=1, parts_in_flight=1)
+    under_way, most = 0, 0
+    for line in log.read_text().splitlines():
+        under_way += 1 if line.startswith("taken") else -1
+        most = max(most, under_way)
+    assert most == 2
