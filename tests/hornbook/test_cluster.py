@@ -26,13 +26,15 @@ def nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def report(*groups: tuple[dict[str, int], int]) -> None:
     """Report a cluster configuration to Ray, as an autoscaler does."""
-    from ray.core.generated.autoscaler_pb2 import ClusterConfig
+    from ray.core.generated import autoscaler_pb2
 
-    config = ClusterConfig()
+    messages: Any = autoscaler_pb2
+    worker: Any = ray._private.worker.global_worker
+    config = messages.ClusterConfig()
     for number, (resources, most) in enumerate(groups):
         group = config.node_group_configs.add(name=f"group-{number}", max_count=most)
         group.resources.update(resources)
-    ray._private.worker.global_worker.gcs_client.report_cluster_config(config.SerializeToString())
+    worker.gcs_client.report_cluster_config(config.SerializeToString())
 
 
 def test_a_cluster_without_gpus_or_autoscaler_expects_none() -> None:

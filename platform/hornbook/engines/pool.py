@@ -86,14 +86,17 @@ class EnginePool:
 
     def _create(self) -> EngineHandle:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         if self.settings.kind == "vllm":
             models.digest(self.settings.model)  # An unknown model is said here, before an actor waits for resources.
         replicas, gpus = _layout(self.settings, int(expected_gpus()))
         print(_announcement(self.settings, replicas, gpus), file=sys.stderr, flush=True)
-        # Replicas find the ledger by name: a handle among a constructor's arguments can be lost before a restart.
+        # Replicas find the ledger by name: a handle among a constructor's arguments can be lost before a restart. And it
+        # lives beside the driver: on a spot node it could go, and with it the budget and every replica's way back.
         ledger_name = f"hornbook-engine-ledger-{uuid.uuid4().hex}"
-        ledger = ray.remote(Ledger).options(num_cpus=0, name=ledger_name).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        ledger = ray.remote(Ledger).options(num_cpus=0, name=ledger_name, scheduling_strategy=here).remote()
         actor = ray.remote(Replica).options(
             num_cpus=0.5,
             num_gpus=gpus,
