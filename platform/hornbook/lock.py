@@ -174,9 +174,9 @@ def read_holder(store: Store, name: str) -> Holder | None:
     except (StoreError, TypeError, KeyError) as error:
         if not store.exists(name):
             return None  # released between the two looks
-        raise StoreError(
-            f"{store.describe(name)} is damaged or cannot be read: {error}", "delete it if no run is at work there"
-        ) from error
+        if isinstance(error, StoreError) and not isinstance(error.__cause__, ValueError):
+            raise  # out of reach
+        raise StoreError(f"{store.describe(name)} is damaged", "delete it if no run is at work there") from error
 
 
 @contextmanager
