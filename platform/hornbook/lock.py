@@ -169,15 +169,14 @@ def read_holder(store: Store, name: str) -> Holder | None:
     if not store.exists(name):
         return None
     try:
-        value = json.loads(store.read(name))
+        value = store.read_json(name)
         return Holder(**{field.name: value[field.name] for field in fields(Holder)})
-    except (ValueError, TypeError, KeyError) as error:
-        where = store.describe(name)
-        raise StoreError(f"{where} is damaged: {error!r}", "delete it if no run is at work there") from error
-    except StoreError:
-        if store.exists(name):
-            raise
-        return None  # released between the two looks
+    except (StoreError, TypeError, KeyError) as error:
+        if not store.exists(name):
+            return None  # released between the two looks
+        if isinstance(error, StoreError) and not isinstance(error.__cause__, ValueError):
+            raise  # out of reach
+        raise StoreError(f"{store.describe(name)} is damaged", "delete it if no run is at work there") from error
 
 
 @contextmanager

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 DEFAULT_FOLDER = "hornbook-store"
 TEMPORARY = ".writing-"
+READS = 4
+"""How often a JSON file is read before it counts as damaged."""
 
 
 class Store:
@@ -113,14 +115,21 @@ class Store:
             return bytes(stream.read())
 
     def read_json(self, name: str) -> Any:
-        """Return a JSON file's value. Raises StoreError that names a damaged file."""
-        data = self.read(name)
-        try:
-            return json.loads(data)
-        except ValueError as error:
-            raise StoreError(
-                f"{self.describe(name)} is damaged: {error}", "delete the folder that holds it; it will be made again"
-            ) from error
+        """Return a JSON file's value. Raises StoreError that names a damaged file.
+
+        From an object store pyarrow asks for the size first and for that many bytes then: a file that was replaced in
+        between comes torn, and whole when it is read again.
+        """
+        for attempt in range(READS):
+            try:
+                return json.loads(self.read(name))
+            except ValueError as error:
+                if attempt == READS - 1:
+                    raise StoreError(
+                        f"{self.describe(name)} is damaged: {error}",
+                        "delete the folder that holds it; it will be made again",
+                    ) from error
+        raise AssertionError("unreachable")
 
     def open_input(self, name: str) -> pa.NativeFile:
         """Open a file for random access. Raises StoreError when it is missing or unreadable."""

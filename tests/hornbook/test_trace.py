@@ -12,7 +12,7 @@ from small_artifacts import document_key, make, stories
 from hornbook.artifact import Artifact
 from hornbook.documents import Document, Reject, document_id, documents_table
 from hornbook.inspection import describe_artifact
-from hornbook.parts import PartContent, same_ids
+from hornbook.parts import PartCommit, PartContent, same_ids
 from hornbook.recipe import load_recipe
 from hornbook.runs import new_run
 from hornbook.stage import TokenLocation
@@ -90,9 +90,12 @@ def test_scores_are_shown_without_reading_the_vectors(store: Store, monkeypatch:
     make(store, "c", "quality", "attributes", [scores(embedding=vector, score=[0.75])], {"documents": [corpus]})
     read: list[Any] = []
     real = Artifact.read
-    monkeypatch.setattr(
-        Artifact, "read", lambda self, part, role="data", **options: read.append((self, options)) or real(self, part, role, **options)
-    )  # fmt: skip
+
+    def spy(self: Artifact, part: PartCommit, role: str = "data", **options: Any) -> pa.Table:
+        read.append((self, options))
+        return real(self, part, role, **options)
+
+    monkeypatch.setattr(Artifact, "read", spy)
     lines = list(trace_document(store, KEY.hex()))
     assert [line for line in lines if "scores" in line] == ["  scores   c: score=0.75"]
     assert [options for artifact, options in read if artifact.folder != corpus.folder] == [
