@@ -192,19 +192,26 @@ class Store:
                         sink.write(block)
 
     def download(self, name: str, folder: Path) -> Path:
-        """Return a local folder with the files of `name`: the store's own if it is local, else a copy in `folder`."""
+        """Return a local folder with the files of `name`: the store's own if it is local, else a copy in `folder`.
+
+        Processes of one node that ask at the same time wait for the first one, which copies for all.
+        """
         if self.local is not None:
             return self.local / name
-        for relative, size in self.files(name):
-            target = folder / relative
-            if target.exists() and target.stat().st_size == size:
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
-            with self.open_input(f"{name}/{relative}") as source, temporary.open("wb") as sink:
-                while block := source.read(1 << 24):
-                    sink.write(block)
-            temporary.replace(target)
+        from filelock import FileLock
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            for relative, size in self.files(name):
+                target = folder / relative
+                if target.exists() and target.stat().st_size == size:
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+                with self.open_input(f"{name}/{relative}") as source, temporary.open("wb") as sink:
+                    while block := source.read(1 << 24):
+                        sink.write(block)
+                temporary.replace(target)
         return folder
 
     def _temporary(self, name: str) -> str:
