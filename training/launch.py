@@ -7,6 +7,7 @@ on from is our own latest checkpoint, not one that Ray keeps: one authority.
 from __future__ import annotations
 
 import math
+import shutil
 import threading
 import uuid
 from collections.abc import Mapping
@@ -106,6 +107,8 @@ def run_job(context: StageContext, job: Job, tokenizer: Path, workers: int | Non
     with context.scratch() as folder:
         write_hf_folder(model, folder, tokenizer)
         files += context.save_folder(folder, MODEL)
+    if job.archive:
+        shutil.rmtree(job.folder, ignore_errors=True)  # a cache that nobody asks again
     rows = list(parse_metrics(context.artifact.store.read(f"{context.artifact.folder}/{METRICS}").decode()))
     shares = [vars(share) for share in mixture.shares() if share.sequences]
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -130,8 +133,7 @@ def _latest(job: Job) -> Checkpoint | None:
 
 
 def _fit(context: StageContext, job: Job, workers: int | None, max_failures: int, progress: Any, done: int) -> None:
-    import shutil
-
+    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -149,7 +151,7 @@ def _fit(context: StageContext, job: Job, workers: int | None, max_failures: int
     watcher = _Watcher(context, board, progress, done)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job, "board": name},
+        train_loop_config={"job": job, "board": name, "driver": ray.get_runtime_context().get_node_id()},
         scaling_config=ScalingConfig(num_workers=count, use_gpu=use_gpu, resources_per_worker={"CPU": cpus}),
         run_config=RunConfig(
             name=name,
@@ -204,11 +206,13 @@ def _worker(config: dict[str, Any]) -> None:
         return answer is not None and bool(ray.get(answer))  # the last step's: here by now
 
     try:
-        job.train(world, stop, progress)
+        outcome = job.train(world, stop, progress)
     except HornbookError as error:
         value = {"kind": type(error).__name__, "message": error.message, "cure": error.cure}
         ray.get(board.fail.remote(value))
         raise
+    if job.archive and not outcome.stopped and ray.get_runtime_context().get_node_id() != config["driver"]:
+        shutil.rmtree(job.folder, ignore_errors=True)  # the driver reads its own node's cache, nobody this one
 
 
 class Board:
