@@ -219,7 +219,7 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copytree(source, target)
 
 
-def greedy_agreement(folder: Path, ours: Sequence[Sequence[int]], texts: Sequence[str]) -> tuple[float, float]:
+def greedy_agreement(folder: Path, ours: Sequence[list[int]], texts: Sequence[str]) -> tuple[float, float]:
     """Compare transformers' greedy answers, token ids without special ones, with the texts of an engine.
 
     An engine tells no ids, and the ids of its text need not be those it wrote: a token counts as the same if the text of

@@ -119,7 +119,9 @@ def test_agreement_counts_tokens_up_to_the_first_difference(model_artifact: Arti
     ids = tokenizer("def add(self, other):", add_special_tokens=False)["input_ids"]
     begun = str(tokenizer.decode(ids[:3]))
     assert greedy_agreement(folder, [ids], [begun]) == (3 / len(ids), 1.0)
-    odd = [tokenizer.convert_tokens_to_ids(letter) for letter in "def"]  # written letter by letter: one token when read
+    odd: list[Any] = [
+        tokenizer.convert_tokens_to_ids(letter) for letter in "def"
+    ]  # written letter by letter: one token when read
     assert greedy_agreement(folder, [odd], ["def"]) == (1.0, 1.0)
     assert greedy_agreement(folder, [[], ids, []], ["", "", "def"]) == (0.0, 1 / 3)
 
