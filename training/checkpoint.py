@@ -5,13 +5,13 @@ rank 0 writes `checkpoint.json`, atomically, naming each file with its size and 
 a file that does not match makes it torn, and the one before is taken. What is saved: weights, optimizer moments, the step,
 and what the data and the model are. Nothing else is state: batches, learning rate and random numbers follow from the step.
 
-The folder must be one that all ranks see.
+The folder must be one that all ranks see; or there is an `Archive` on an object store, and the folder is only its cache on
+each node.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -29,11 +29,15 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from hornbook.errors import TrainingError
+from hornbook.errors import StoreError, TrainingError
+from training.archive import Archive, file_digest
+from training.metrics import METRICS
 
 FORMAT_VERSION = 1
 MANIFEST = "checkpoint.json"
 FOLDER = re.compile(r"step-(\d{8})-[0-9a-f]{8}")
+TORN = (OSError, ValueError, KeyError, TypeError)
+"""What reading a checkpoint that is not whole raises."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +68,20 @@ def save(
     architecture: str,
     extra: dict[str, Any],
     keep: int,
+    archive: Archive | None = None,
 ) -> Path:
     """Write a checkpoint and delete all but the last `keep`; all ranks call it. Returns its folder.
+
+    Args:
+        archive: where it lasts, with the metrics that lie beside `folder`, if that is only this node's cache (which then
+            keeps the newest checkpoint alone).
 
     Raises:
         TrainingError: it could not be written (no space); earlier checkpoints are untouched.
     """
     path = folder / f"step-{step:08d}-{_shared_attempt()}"
     problem: Exception | None = None
+    mine: dict[str, tuple[int, str]] = {}
     try:
         path.mkdir(parents=True, exist_ok=True)
         with _quiet():
@@ -79,30 +89,86 @@ def save(
                 _tensors(model, optimizer),
                 storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True),
             )
+        shards = sorted(path.glob(f"shard-{dist.get_rank() + 1:05d}-*"))  # the writer counts ranks from one
+        mine = {file.name: (file.stat().st_size, file_digest(file)) for file in shards}
+        if archive:
+            archive.put_shards(shards, path.name)
     except Exception as error:  # dcp wraps whatever a rank met; all ranks must learn of it
         problem = error
     _raise_together(problem, path)
+    everyones: list[dict[str, tuple[int, str]]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyones, mine)  # behind it every shard is where it lasts
     if dist.get_rank() == 0:
+        files = {name: entry for each in everyones for name, entry in sorted(each.items())}
         try:
-            _write_manifest(path, step, data, architecture, extra)
-            _prune(folder, keep)
-        except OSError as error:
+            if archive:
+                archive.put_metrics(folder.parent / METRICS)
+            _write_manifest(Checkpoint(step, data, architecture, len(everyones), files, extra, path), archive)
+            _prune(folder, keep, archive)
+        except (OSError, StoreError) as error:
             problem = error
     _raise_together(problem, path)
+    if archive:
+        for other in _folders(folder):
+            if other != path:
+                shutil.rmtree(other, ignore_errors=True)
     return path
 
 
-def latest(folder: Path) -> Checkpoint | None:
-    """Return the last whole checkpoint of a folder, or None; warns of torn ones. Every rank finds the same."""
-    for path in sorted(_folders(folder), key=lambda path: path.name, reverse=True):
-        if not (path / MANIFEST).exists():
-            continue  # an attempt that died while writing: never counted as one
+def newest(folder: Path, archive: Archive | None = None) -> Checkpoint | None:
+    """Return the last checkpoint that has a manifest, its files unseen: cheap, for whoever asks how far a run came."""
+    for name in _names(folder, archive):
+        with contextlib.suppress(*TORN):
+            return _read_manifest(folder / name, archive)
+    return None
+
+
+def latest(folder: Path, archive: Archive | None = None) -> Checkpoint | None:
+    """Return the last whole checkpoint, or None; warns of torn ones. With an archive it then lies in `folder`.
+
+    Raises:
+        StoreError: the archive cannot be read.
+    """
+    for name in _names(folder, archive):
         try:
-            found = _read_manifest(path)
-            _verify(found)
+            return _whole(folder / name, archive)
+        except TORN as error:
+            _warn(folder / name, error)
+    return None
+
+
+def latest_of_all(folder: Path, archive: Archive | None = None) -> Checkpoint | None:
+    """Return what `latest` does, the same on all ranks, which all call it; one rank of each node checks or fetches it.
+
+    Raises:
+        TrainingError: the archive cannot be read.
+    """
+    names: list[Any] = [[]]
+    problem: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            names = [_names(folder, archive)]
+        except (OSError, StoreError) as error:
+            problem = error
+    if _anywhere(problem):
+        raise TrainingError(f"the checkpoints could not be listed: {problem}", "run again") from problem
+    dist.broadcast_object_list(names, src=0)
+    first_on_node = os.environ.get("LOCAL_RANK", "0") == "0"
+    for name in names[0]:
+        found: Checkpoint | None = None
+        torn: Exception | None = None
+        try:
+            found = _whole(folder / name, archive) if first_on_node else _read_manifest(folder / name, archive)
+        except TORN as error:
+            torn = error
+        except StoreError as error:
+            problem = error
+        if _anywhere(problem):
+            raise TrainingError(f"checkpoint {name} could not be fetched: {problem}", "run again") from problem
+        if not _anywhere(torn):
             return found
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            warnings.warn(f"checkpoint {path} is torn and passed over: {error}", stacklevel=2)
+        if dist.get_rank() == 0:
+            _warn(folder / name, torn)
     return None
 
 
@@ -166,52 +232,69 @@ def _fill_state(optimizer: torch.optim.Optimizer) -> None:
         group["lr"] = rate
 
 
-def _write_manifest(path: Path, step: int, data: str, architecture: str, extra: dict[str, Any]) -> None:
-    files = {file.name: (file.stat().st_size, _digest(file)) for file in sorted(path.iterdir())}
-    manifest = Checkpoint(step, data, architecture, dist.get_world_size(), files, extra, path)
-    value = asdict(manifest)
-    del value["path"]
+def _write_manifest(checkpoint: Checkpoint, archive: Archive | None) -> None:
+    value = asdict(checkpoint)
+    path = value.pop("path")
+    text = json.dumps(value, indent=1)
+    if archive:
+        archive.publish(f"{path.name}/{MANIFEST}", text.encode())
+        return
     temporary = path / f".{MANIFEST}"
     with temporary.open("w") as file:
-        json.dump(value, file, indent=1)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path / MANIFEST)
 
 
-def _read_manifest(path: Path) -> Checkpoint:
-    value = json.loads((path / MANIFEST).read_text())
+def _read_manifest(path: Path, archive: Archive | None) -> Checkpoint:
+    value = json.loads(archive.read(f"{path.name}/{MANIFEST}") if archive else (path / MANIFEST).read_text())
     if value["format_version"] > FORMAT_VERSION:
         raise ValueError("it was written by a newer hornbook")
     value["files"] = {name: (int(size), str(digest)) for name, (size, digest) in value["files"].items()}
     return Checkpoint(path=path, **value)
 
 
-def _verify(checkpoint: Checkpoint) -> None:
-    for name, (size, digest) in checkpoint.files.items():
-        file = checkpoint.path / name
-        if not file.exists() or file.stat().st_size != size or _digest(file) != digest:
+def _whole(path: Path, archive: Archive | None) -> Checkpoint:
+    """Read a checkpoint and compare every file with its digest; raises one of TORN."""
+    found = _read_manifest(path, archive)
+    if archive:
+        archive.get_shards(path.name, found.files, path)
+        return found
+    for name, (size, digest) in found.files.items():
+        file = path / name
+        if not file.exists() or file.stat().st_size != size or file_digest(file) != digest:
             raise ValueError(f"{name} is missing or not what was written")
+    return found
 
 
-def _prune(folder: Path, keep: int) -> None:
+def _warn(path: Path, error: Exception | None) -> None:
+    warnings.warn(f"checkpoint {path} is torn and passed over: {error or 'on another node'}", stacklevel=3)
+
+
+def _prune(folder: Path, keep: int, archive: Archive | None) -> None:
     """Delete all but the newest `keep` whole checkpoints, and the attempts that never became one."""
-    whole = sorted(path for path in _folders(folder) if (path / MANIFEST).exists())
-    torn = [path for path in _folders(folder) if not (path / MANIFEST).exists()]
-    for path in whole[: -max(keep, 1)]:
-        (path / MANIFEST).unlink()  # first, so that a kill leaves no manifest of deleted files
-        shutil.rmtree(path, ignore_errors=True)
-    for path in torn:
-        shutil.rmtree(path, ignore_errors=True)
+    kept = _names(folder, archive)[: max(keep, 1)]
+    if archive:
+        archive.keep(kept, MANIFEST)
+        return
+    for path in _folders(folder):
+        if path.name not in kept:
+            (path / MANIFEST).unlink(missing_ok=True)  # first, so that a kill leaves no manifest of deleted files
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _names(folder: Path, archive: Archive | None) -> list[str]:
+    """Return the names of the checkpoints that have a manifest, newest first."""
+    if archive:
+        whole, _ = archive.checkpoints(MANIFEST)
+    else:
+        whole = [path.name for path in _folders(folder) if (path / MANIFEST).exists()]
+    return sorted((name for name in whole if FOLDER.fullmatch(name)), reverse=True)
 
 
 def _folders(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if FOLDER.fullmatch(path.name)] if folder.exists() else []
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _shared_attempt() -> str:
@@ -222,12 +305,17 @@ def _shared_attempt() -> str:
     return f"{int(name.item()):08x}"
 
 
-def _raise_together(problem: Exception | None, path: Path) -> None:
-    """Raise on every rank if any rank has a problem, so that none waits in the next collective."""
+def _anywhere(problem: Exception | None) -> bool:
+    """Tell whether any rank has a problem; all call it."""
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     failed = torch.tensor([problem is not None], dtype=torch.int32, device=device)
     dist.all_reduce(failed, op=dist.ReduceOp.MAX)
-    if failed.item():
+    return bool(failed.item())
+
+
+def _raise_together(problem: Exception | None, path: Path) -> None:
+    """Raise on every rank if any rank has a problem, so that none waits in the next collective."""
+    if _anywhere(problem):
         shutil.rmtree(path, ignore_errors=True)
         raise TrainingError(
             f"checkpoint {path} could not be written: {problem!r}"

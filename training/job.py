@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hornbook.artifact import Artifact
 from hornbook.errors import RecipeError
+from training.archive import Archive
 from training.mixture import Mixture, PhaseSettings
 from training.settings import LoopSettings
 from training.shards import Rows, ShardIndex, Split, TokenSource
@@ -15,6 +17,7 @@ from training.shards import Rows, ShardIndex, Split, TokenSource
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from training.checkpoint import Checkpoint
     from training.loop import Outcome
     from training.parallel import World
 
@@ -22,8 +25,8 @@ if TYPE_CHECKING:
 class Folder(Protocol):
     """Something that gives a local folder on the node where it is asked (an artifact)."""
 
-    def local_folder(self) -> Path:
-        """Return the local path."""
+    def local_folder(self, inside: str = "") -> Path:
+        """Return the local path, or that of a folder inside it."""
         ...
 
 
@@ -47,9 +50,9 @@ class Job:
         phases: the mixture.
         max_epochs: over each corpus.
         seed: of order and dropout.
-        folder: absolute path that all workers see: checkpoints and metrics.
+        artifact: what is made; checkpoints and metrics lie in it.
         preset: the model's preset, if it starts from nothing; `overrides` are fields of its configuration.
-        start: folder of the model to start from, else.
+        start: has the folder `model` to start from, else.
     """
 
     settings: LoopSettings
@@ -58,7 +61,7 @@ class Job:
     phases: Sequence[PhaseSettings]
     max_epochs: float
     seed: int
-    folder: Path
+    artifact: Artifact
     preset: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     start: Folder | None = None
@@ -67,6 +70,19 @@ class Job:
     def steps(self) -> int:
         """Optimizer steps in all."""
         return sum(phase.steps for phase in self.phases)
+
+    @property
+    def archive(self) -> Archive | None:
+        """Where checkpoints and metrics last if the store is no disk that all workers see."""
+        store = self.artifact.store
+        return None if store.local else Archive(store, self.artifact.folder)
+
+    @property
+    def folder(self) -> Path:
+        """Where this node writes checkpoints and metrics: the artifact's own folder, or the archive's cache."""
+        if self.archive:
+            return self.archive.cache
+        return self.artifact.local_folder()
 
     def open(self, split: Split) -> dict[str, TokenSource]:
         """Open the corpora, on the node that reads them."""
@@ -100,7 +116,7 @@ class Job:
                 raise RecipeError(f"{self.preset} has no configuration field {', '.join(unknown)}")
             model = build_model(model_config(self.preset, **self.overrides), self.seed)
         else:
-            folder = self.start.local_folder() / "model"
+            folder = self.start.local_folder("model")
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         context = model.config.max_position_embeddings
         if self.settings.sequence_length > context:
@@ -122,17 +138,15 @@ class Job:
         loader = Loader(sources, self.mixture(sources), self.settings.microbatch)
         model = LanguageModel(self.model(), self.corpora[0].index.eos, self.settings.document_mask)
         return train(
-            self.settings, model, loader, self.open("validation"), self.folder, world, self.seed, stop, progress
-        )
+            self.settings, model, loader, self.open("validation"), self.folder, world, self.seed, stop, progress,
+            self.archive,
+        )  # fmt: skip
 
-    def trained_model(self) -> PreTrainedModel:
-        """Return the model of the latest checkpoint, plain, float32, on the CPU."""
+    def trained_model(self, found: Checkpoint) -> PreTrainedModel:
+        """Return the model of a checkpoint, plain, float32, on the CPU."""
         from training import checkpoint
         from training.model import LanguageModel
 
         model = self.model()
-        found = checkpoint.latest(self.folder / "checkpoints")
-        if found is None:
-            raise FileNotFoundError(f"{self.folder / 'checkpoints'} holds no whole checkpoint")
         checkpoint.load_weights(found, LanguageModel(model, self.corpora[0].index.eos))
         return model

@@ -6,44 +6,36 @@ on from is our own latest checkpoint, not one that Ray keeps: one authority.
 
 from __future__ import annotations
 
-import json
+import math
+import shutil
 import threading
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hornbook import errors
-from hornbook.errors import ClusterError, DataError, HornbookError, Stopped, TrainingError
+from hornbook.errors import DataError, HornbookError, Stopped, TrainingError
 from hornbook.stage import StageContext, StageResult, TokenLocation
 from training.hf_folder import write_hf_folder
 from training.job import Corpus, Job
-from training.metrics import read_metrics
+from training.metrics import METRICS, json_ready, parse_metrics
 from training.packed import describe, shard_index, tokenizer_hash
 
-METRICS, MODEL, STOP, FAILURE, RAY_FOLDER = "metrics.jsonl", "model", "stop", "failure.json", "ray-train"
+if TYPE_CHECKING:
+    from training.checkpoint import Checkpoint
+
+MODEL, RAY_FOLDER = "model", "ray-train"
 CPU_WORKERS = 2
 POLL_SECONDS = 0.5
 REPORT_STEPS = 10
-
-
-def working_folder(context: StageContext) -> Path:
-    """Return the folder of checkpoints and metrics: the artifact's own, or a machine-local one for a remote store.
-
-    Raises:
-        ClusterError: the store is remote and the cluster has several nodes, which would not see each other's checkpoints.
-    """
-    store = context.artifact.store
-    if store.local is not None:
-        return store.local / context.artifact.folder
-    from hornbook.cluster import resources
-    from hornbook.machine import cache_folder
-
-    if resources().nodes > 1:
-        raise ClusterError(
-            "training on several nodes needs a store that all of them mount: checkpoints are written in pieces",
-            "set HORNBOOK_STORE to a shared disk (and HORNBOOK_STORE_SHARED=1)",
-        )
-    return cache_folder() / "training" / Path(context.artifact.folder).name
+GAUGES = {
+    "loss": ("hornbook_training_loss", "Training loss of the last step, nats per token."),
+    "lr": ("hornbook_training_learning_rate", "Learning rate of the last step."),
+    "tokens_per_second": ("hornbook_training_tokens_per_second", "Tokens trained on per second, all workers together."),
+    "loader_wait_share": ("hornbook_training_loader_wait_share", "Share of the last step spent waiting for its batch."),
+}
+"""What Ray's metrics show of training: name and description by the key of a metrics row."""
 
 
 def open_corpora(context: StageContext, tokenizer: Path, kind: str) -> list[Corpus]:
@@ -102,31 +94,46 @@ def run_job(context: StageContext, job: Job, tokenizer: Path, workers: int | Non
     """
     mixture = job.mixture(job.open("train"))  # refuses an impossible mixture before any worker starts
     job.folder.mkdir(parents=True, exist_ok=True)
-    for stale in (STOP, FAILURE):
-        (job.folder / stale).unlink(missing_ok=True)
-    done = _last_step(job)
-    with context.progress(job.steps, "steps", done) as progress:
-        watcher = _Watcher(context, job, progress, done)
-        try:
-            if done < job.steps:
-                _fit(job, workers, max_failures, f"{context.stage}-{context.run}")
-        finally:
-            watcher.close()
-    if _last_step(job) < job.steps:
-        raise Stopped(f"{context.stage} was stopped after step {_last_step(job)}", "`hornbook run` goes on from there")
-    files = []
+    found = _begin(job)
+    done = found.step if found else 0
+    if done < job.steps:
+        with context.progress(job.steps, "steps", done) as progress:
+            _fit(context, job, workers, max_failures, progress, done)
+        found = _latest(job)
+    if found is None or found.step < job.steps:
+        done = found.step if found else 0
+        raise Stopped(f"{context.stage} was stopped after step {done}", "`hornbook run` goes on from there")
+    model, files = job.trained_model(found), []
     with context.scratch() as folder:
-        write_hf_folder(job.trained_model(), folder, tokenizer)
+        write_hf_folder(model, folder, tokenizer)
         files += context.save_folder(folder, MODEL)
-    rows = list(read_metrics(job.folder / METRICS))
-    context.artifact.store.write(f"{context.artifact.folder}/{METRICS}", (job.folder / METRICS).read_bytes())
+    if job.archive:
+        shutil.rmtree(job.folder, ignore_errors=True)  # a cache that nobody asks again
+    rows = list(parse_metrics(context.artifact.store.read(f"{context.artifact.folder}/{METRICS}").decode()))
     shares = [vars(share) for share in mixture.shares() if share.sequences]
-    return StageResult(metrics=_figures(job, rows) | {"mixture": shares}, files=[*files, METRICS])
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return StageResult(metrics=_figures(rows) | {"parameters": parameters, "mixture": shares}, files=[*files, METRICS])
 
 
-def _fit(job: Job, workers: int | None, max_failures: int, name: str) -> None:
-    import shutil
+def _begin(job: Job) -> Checkpoint | None:
+    """Return the checkpoint that training goes on from; its files are looked at only if it is the last one.
 
+    The workers look at them, too: if one is torn, they go on from the checkpoint before.
+    """
+    from training import checkpoint
+
+    found = checkpoint.newest(job.folder / "checkpoints", job.archive)
+    return _latest(job) if found and found.step == job.steps else found
+
+
+def _latest(job: Job) -> Checkpoint | None:
+    from training import checkpoint
+
+    return checkpoint.latest(job.folder / "checkpoints", job.archive)
+
+
+def _fit(context: StageContext, job: Job, workers: int | None, max_failures: int, progress: Any, done: int) -> None:
+    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -137,71 +144,121 @@ def _fit(job: Job, workers: int | None, max_failures: int, name: str) -> None:
     count = workers or (int(cluster.gpus) if use_gpu else CPU_WORKERS)
     cpus = min(1.0, cluster.cpus / (2 * count))  # a processor may be held by an engine that the run still needs
     storage = job.folder / RAY_FOLDER
+    name = (
+        f"{context.stage}-{context.run}-{uuid.uuid4().hex[:8]}"  # one used again would bring Ray's own resume into play
+    )
+    board = _open_board(name)
+    watcher = _Watcher(context, board, progress, done)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "board": name, "driver": ray.get_runtime_context().get_node_id()},
         scaling_config=ScalingConfig(num_workers=count, use_gpu=use_gpu, resources_per_worker={"CPU": cpus}),
         run_config=RunConfig(
-            name=f"{name}-{uuid.uuid4().hex[:8]}",  # a name used again would bring Ray's own resume into play
+            name=name,
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=max_failures),
         ),
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout_s=600),
     )
+    failure: Exception | None = None
     try:
         trainer.fit()
-    except HornbookError:
-        raise
     except Exception as error:
-        _raise_failure(job)
-        raise TrainingError(
-            f"the workers failed more than {max_failures} times: {str(error).strip().splitlines()[-1]}",
-            f"read the workers' logs in Ray's folder; checkpoints are kept in {job.folder / 'checkpoints'}",
-        ) from error
+        failure = error
     finally:
+        watcher.close()
         shutil.rmtree(storage, ignore_errors=True)
-    _raise_failure(job)
+    _raise_failure(board)
+    if failure is not None:
+        raise TrainingError(
+            f"the workers failed more than {max_failures} times: {_reason(failure)}",
+            f"read the workers' logs in Ray's folder, then run again: checkpoints are kept in "
+            f"{context.artifact.store.describe(context.artifact.folder)}/checkpoints",
+        ) from failure
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _worker(config: dict[str, Any]) -> None:
     """Be one Ray Train worker."""
+    import ray
     import ray.train
 
     from training.parallel import join_world
 
     job: Job = config["job"]
-    if (job.folder / FAILURE).exists():
+    board = ray.get_actor(config["board"])  # by name: a handle among arguments can be lost before a restart
+    if ray.get(board.failure.remote()):
         return  # the group was started again after an error that would only come back
     world = join_world()
+    answer: Any = None
 
     def progress(row: dict[str, Any]) -> None:
+        nonlocal answer
+        if world.rank == 0:
+            answer = board.add.remote(row)
         if row["step"] % REPORT_STEPS == 0 or row["step"] == job.steps:
             ray.train.report({key: value for key, value in row.items() if isinstance(value, int | float | str)})
 
+    def stop() -> bool:
+        return answer is not None and bool(ray.get(answer))  # the last step's: here by now
+
     try:
-        job.train(world, (job.folder / STOP).exists, progress)
+        outcome = job.train(world, stop, progress)
     except HornbookError as error:
         value = {"kind": type(error).__name__, "message": error.message, "cure": error.cure}
-        (job.folder / FAILURE).write_text(json.dumps(value))
+        ray.get(board.fail.remote(value))
         raise
+    if job.archive and not outcome.stopped and ray.get_runtime_context().get_node_id() != config["driver"]:
+        shutil.rmtree(job.folder, ignore_errors=True)  # the driver reads its own node's cache, nobody this one
 
 
-def _raise_failure(job: Job) -> None:
-    path = job.folder / FAILURE
-    if path.exists():
-        value = json.loads(path.read_text())
-        path.unlink()
+class Board:
+    """An actor beside the driver, between it and the workers, wherever they run: steps, a stop request, an error."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+        self._stop = False
+        self._failure: dict[str, str] = {}
+
+    def add(self, row: dict[str, Any]) -> bool:
+        """Note a step; return whether the run is to stop."""
+        self._rows.append(row)
+        return self._stop
+
+    def take(self, stop: bool) -> list[dict[str, Any]]:
+        """Return the steps since the last call, and pass on whether the run is to stop."""
+        self._stop = self._stop or stop
+        rows, self._rows = self._rows, []
+        return rows
+
+    def fail(self, failure: dict[str, str]) -> None:
+        """Note an error that another start would only bring back; the first one stays."""
+        self._failure = self._failure or failure
+
+    def failure(self) -> dict[str, str]:
+        """Return the error, empty if there is none."""
+        return self._failure
+
+
+def _open_board(name: str) -> Any:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Board).options(name=name, num_cpus=0, scheduling_strategy=here).remote()
+
+
+def _raise_failure(board: Any) -> None:
+    import ray
+
+    if value := ray.get(board.failure.remote()):
         raise getattr(errors, value["kind"], TrainingError)(value["message"], value["cure"])
 
 
-def _last_step(job: Job) -> int:
-    from training import checkpoint
-
-    found = checkpoint.latest(job.folder / "checkpoints")
-    return found.step if found else 0
-
-
-def _figures(job: Job, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
     seconds, tokens = sum(row["seconds"] for row in rows), sum(row["tokens"] for row in rows)
     validated = [row["validation"] for row in rows if row.get("validation")]
     return {
@@ -212,15 +269,15 @@ def _figures(job: Job, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
         "loader_wait_share": round(sum(row["loader_wait_share"] * row["seconds"] for row in rows) / seconds, 6),
         "skipped": rows[-1]["skipped"],
-        "parameters": sum(parameter.numel() for parameter in job.trained_model().parameters()),
     }
 
 
 class _Watcher:
-    """On the driver: shows the steps that rank 0 writes down, and passes a stop request on."""
+    """On the driver: shows the steps that rank 0 reports, publishes them, and passes a stop request on."""
 
-    def __init__(self, context: StageContext, job: Job, progress: Any, done: int) -> None:
-        self._context, self._job, self._progress, self._done = context, job, progress, done
+    def __init__(self, context: StageContext, board: Any, progress: Any, done: int) -> None:
+        self._context, self._board, self._progress, self._done = context, board, progress, done
+        self._gauges = _gauges(context)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="training-watcher", daemon=True)
         self._thread.start()
@@ -234,14 +291,30 @@ class _Watcher:
     def _work(self) -> None:
         while not self._closed.wait(POLL_SECONDS):
             self._show()
-            if self._context.stop_requested():
-                (self._job.folder / STOP).touch()
 
     def _show(self) -> None:
-        for row in read_metrics(self._job.folder / METRICS):
-            if row["step"] > self._done:
-                self._done = row["step"]
-                loss = row["loss"]
-                self._progress.advance(1, tokens=row["tokens"], note=f"loss {loss:.3f}" if loss is not None else "")
-                if "validation" in row:
-                    self._context.events.emit("validation", stage=self._context.stage, **row)
+        import ray
+
+        rows = ray.get(self._board.take.remote(self._context.stop_requested()))
+        for row in rows:
+            if row["step"] <= self._done:
+                continue  # done again, after a worker died
+            self._done = row["step"]
+            loss = row["loss"]
+            note = f"loss {loss:.3f}" if math.isfinite(loss) else ""
+            self._progress.advance(1, tokens=row["tokens"], note=note)
+            if "validation" in row:
+                self._context.events.emit("validation", stage=self._context.stage, **json_ready(row))
+        if rows:
+            for key, gauge in self._gauges.items():
+                gauge.set(rows[-1][key])
+
+
+def _gauges(context: StageContext) -> Mapping[str, Any]:
+    from ray.util.metrics import Gauge
+
+    tags = {"run": context.run, "stage": context.stage}
+    gauges = {key: Gauge(name, text, tag_keys=tuple(tags)) for key, (name, text) in GAUGES.items()}
+    for gauge in gauges.values():
+        gauge.set_default_tags(tags)
+    return gauges

@@ -19,8 +19,9 @@ import torch.distributed as dist
 
 from hornbook.errors import TrainingError
 from training import checkpoint as checkpoints
+from training.archive import Archive
 from training.loader import DIGEST_BITS, Batch, Loader
-from training.metrics import MetricsFile
+from training.metrics import METRICS, MetricsFile, json_ready
 from training.model import LanguageModel
 from training.parallel import World, parallelize
 from training.schedule import learning_rate_share
@@ -48,16 +49,19 @@ def train(
     seed: int,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[dict[str, Any]], None] = lambda row: None,
+    archive: Archive | None = None,
 ) -> Outcome:
-    """Train a model over all steps of the loader's mixture, from the latest checkpoint in `folder` if there is one.
+    """Train a model over all steps of the loader's mixture, from the latest checkpoint if there is one.
 
     Args:
         model: plain, freshly initialised or loaded; it is sharded in place.
         validation: held-out rows by source; validated by name.
-        folder: local or shared folder for `checkpoints/` and `metrics.jsonl` (written by rank 0).
+        folder: for `checkpoints/` and `metrics.jsonl` (written by rank 0); one that all ranks see, or with an archive
+            any folder of this node.
         seed: of dropout.
         stop: asked once a step on rank 0; true: finish the step, save, return.
         progress: given each metrics row on every rank.
+        archive: where checkpoints and metrics last, if not in `folder`.
 
     Raises:
         TrainingError: `settings.patience` non-finite steps in a row, an unwritable checkpoint, or a checkpoint of other
@@ -70,11 +74,15 @@ def train(
     optimizer = make_optimizer(model, settings)
     data = loader.fingerprint()
     first, skipped, in_a_row = 0, 0, 0
-    if found := checkpoints.latest(folder / "checkpoints"):
+    if found := checkpoints.latest_of_all(folder / "checkpoints", archive):
         checkpoints.load(found, model, optimizer, data, architecture)
         first, skipped, in_a_row = found.step, found.extra["skipped"], found.extra["in_a_row"]
     dist.barrier()
-    metrics = MetricsFile(folder / "metrics.jsonl", first) if world.rank == 0 else None
+    metrics = None
+    if world.rank == 0:
+        if archive:
+            archive.get_metrics(folder / METRICS)
+        metrics = MetricsFile(folder / METRICS, first)
     held_out = Validation(validation, settings.validation_rows, settings.microbatch)
     steps = loader.mixture.steps
     batches = loader.batches(first, steps, world.rank, world.size)
@@ -100,7 +108,7 @@ def train(
             row |= {"batch_digest": f"{digest:012x}", "skipped": skipped}
             began, waited = now, batches.waited
             if metrics is not None:
-                metrics.append(_json_ready(row))
+                metrics.append(json_ready(row))
             progress(row)
             if in_a_row >= settings.patience:
                 raise TrainingError(
@@ -112,7 +120,7 @@ def train(
                 counters = {"skipped": skipped, "in_a_row": in_a_row}
                 checkpoints.save(
                     folder / "checkpoints", done, model, optimizer, data, architecture, counters,
-                    settings.keep_checkpoints,
+                    settings.keep_checkpoints, archive,
                 )  # fmt: skip
             if stopped:
                 break
@@ -179,8 +187,3 @@ def _step(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
-
-
-def _json_ready(row: dict[str, Any]) -> dict[str, Any]:
-    """Turn non-finite numbers, which JSON lacks, into None."""
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+METRICS = "metrics.jsonl"
 
 
 class MetricsFile:
@@ -32,10 +35,19 @@ class MetricsFile:
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a metrics file; a torn last line is passed over."""
-    if not path.exists():
-        return
-    for line in path.read_text().splitlines():
+    if path.exists():
+        yield from parse_metrics(path.read_text())
+
+
+def parse_metrics(text: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a metrics file's text; a torn last line is passed over."""
+    for line in text.splitlines():
         try:
             yield json.loads(line)
         except ValueError:
             continue
+
+
+def json_ready(row: dict[str, Any]) -> dict[str, Any]:
+    """Turn non-finite numbers, which JSON lacks, into None."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}

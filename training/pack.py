@@ -63,7 +63,7 @@ class Pack(Stage):
     def run(self, context: StageContext) -> StageResult:
         """Pack each part of the input into a shard of the same range."""
         documents, scores = context.input("documents"), context.optional_input("scores")
-        tokenizer = context.input("tokenizer").local_folder() / TOKENIZER
+        tokenizer = context.input("tokenizer").local_folder(TOKENIZER)
         if scores is not None:
             self._require_scores_of(documents, scores)
         maker = PackPart(self.settings, documents, context.input("tokenizer"), scores, self._threshold(scores))
@@ -122,7 +122,7 @@ class PackPart(PartMaker):
         import os
 
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one processor per worker
-        self.load(self.tokenizer.local_folder() / TOKENIZER)
+        self.load(self.tokenizer.local_folder(TOKENIZER))
         self.parts: dict[int, PartCommit] = {part.start: part for part in self.documents.parts}
         self.scored: dict[int, PartCommit] = {part.start: part for part in self.scores.parts} if self.scores else {}
 

@@ -11,7 +11,7 @@ from hornbook.errors import RecipeError
 from hornbook.plan import derive_seed
 from hornbook.settings import Settings, nearest, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult, TokenLocation
-from training.launch import locate_token, open_corpora, run_job, working_folder
+from training.launch import locate_token, open_corpora, run_job
 from training.mixture import PhaseSettings
 from training.presets import PRESETS
 from training.settings import LoopSettings
@@ -58,7 +58,7 @@ class Pretrain(Stage):
 
     def run(self, context: StageContext) -> StageResult:
         """Train, from the latest checkpoint of an earlier attempt if there is one."""
-        tokenizer = context.input("tokenizer").local_folder() / "tokenizer"
+        tokenizer = context.input("tokenizer").local_folder("tokenizer")
         return run_job(context, self._job(context), tokenizer, self.settings.workers, self.settings.max_failures)
 
     def locate_token(self, context: StageContext, step: int, row: int, position: int) -> TokenLocation:
@@ -68,7 +68,7 @@ class Pretrain(Stage):
     def _job(self, context: StageContext) -> Job:
         from training.job import Job
 
-        corpora = open_corpora(context, context.input("tokenizer").local_folder() / "tokenizer", "text")
+        corpora = open_corpora(context, context.input("tokenizer").local_folder("tokenizer"), "text")
         vocabulary = -(-corpora[0].index.vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         return Job(
             settings=self.settings.loop,
@@ -77,7 +77,7 @@ class Pretrain(Stage):
             phases=self.settings.phases,
             max_epochs=self.settings.max_epochs,
             seed=derive_seed(context.seed, "training"),
-            folder=working_folder(context),
+            artifact=context.artifact,
             preset=self.settings.preset,
             overrides={"vocab_size": vocabulary} | self.settings.model,
         )

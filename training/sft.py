@@ -14,7 +14,7 @@ from pydantic import Field
 from hornbook.plan import derive_seed
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult, TokenLocation
-from training.launch import locate_token, open_corpora, run_job, working_folder
+from training.launch import locate_token, open_corpora, run_job
 from training.mixture import PhaseSettings
 from training.schedule import ScheduleSettings
 from training.settings import LoopSettings
@@ -62,7 +62,7 @@ class Sft(Stage):
 
     def run(self, context: StageContext) -> StageResult:
         """Tune, from the latest checkpoint of an earlier attempt if there is one."""
-        tokenizer = context.input("model").local_folder() / "model"
+        tokenizer = context.input("model").local_folder("model")
         return run_job(context, self._job(context), tokenizer, self.settings.workers, self.settings.max_failures)
 
     def locate_token(self, context: StageContext, step: int, row: int, position: int) -> TokenLocation:
@@ -73,7 +73,7 @@ class Sft(Stage):
         from training.job import Job
 
         model = context.input("model")
-        tokenizer = model.local_folder() / "model"
+        tokenizer = model.local_folder("model")
         corpora = open_corpora(context, tokenizer, "chat")
         rows = sum(shard.documents for corpus in corpora for shard in corpus.index.splits["train"])
         return Job(
@@ -83,7 +83,7 @@ class Sft(Stage):
             phases=[PhaseSettings(name="sft", steps=self._steps(rows))],
             max_epochs=math.ceil(self.settings.epochs) + 1,
             seed=derive_seed(context.seed, "training"),
-            folder=working_folder(context),
+            artifact=context.artifact,
             start=model,
         )
 

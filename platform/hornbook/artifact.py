@@ -129,14 +129,17 @@ class Artifact:
             if any(entry.role == role for entry in part.files):
                 yield self.read(part, role, **options)
 
-    def local_folder(self, cache: Path | None = None) -> Path:
-        """Return a local path with the artifact's files: its own folder, or a node-local copy of a remote one."""
+    def local_folder(self, inside: str = "") -> Path:
+        """Return a local path with the artifact's files, or with those of the folder `inside` it.
+
+        It is the artifact's own folder, or a node-local copy of a remote one.
+        """
         from hornbook.machine import cache_folder
 
         if self.store.local is not None:
-            return self.store.local / self.folder
-        target = (cache or cache_folder() / "artifacts") / f"{Path(self.folder).name}-{self.manifest.digest[:12]}"
-        return self.store.download(self.folder, target)
+            return self.store.local / self.folder / inside
+        target = cache_folder() / "artifacts" / f"{Path(self.folder).name}-{self.manifest.digest[:12]}" / inside
+        return self.store.download(f"{self.folder}/{inside}".rstrip("/"), target)
 
 
 def artifact_folder(kind: str, fingerprint: str) -> str:

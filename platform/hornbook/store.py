@@ -72,9 +72,10 @@ class Store:
         _ = self.filesystem
         return f"{self._root.rstrip('/')}/{name}" if name else self._root
 
-    def describe(self, name: str) -> str:
-        """Return the full path or URL of `name`, for messages."""
-        return f"{self.url.split('?')[0].rstrip('/')}/{name}"
+    def describe(self, name: str, options: bool = False) -> str:
+        """Return the full path or URL of `name`, for messages; with the URL's own options, what `Store` opens again."""
+        url, mark, query = self.url.partition("?")
+        return f"{url.rstrip('/')}/{name}{mark + query if options else ''}"
 
     def exists(self, name: str) -> bool:
         """Tell whether a file or folder of this name exists."""
@@ -200,20 +201,36 @@ class Store:
                         sink.write(block)
 
     def download(self, name: str, folder: Path) -> Path:
-        """Return a local folder with the files of `name`: the store's own if it is local, else a copy in `folder`."""
+        """Return a local folder with the files of `name`: the store's own if it is local, else a copy in `folder`.
+
+        Processes of one node that ask at the same time wait for the first one, which copies for all.
+        """
         if self.local is not None:
             return self.local / name
-        for relative, size in self.files(name):
-            target = folder / relative
-            if target.exists() and target.stat().st_size == size:
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
-            with self.open_input(f"{name}/{relative}") as source, temporary.open("wb") as sink:
-                while block := source.read(1 << 24):
-                    sink.write(block)
-            temporary.replace(target)
+        from filelock import FileLock
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            for relative, size in self.files(name):
+                target = folder / relative
+                if target.exists() and target.stat().st_size == size:
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+                with self.open_input(f"{name}/{relative}") as source, temporary.open("wb") as sink:
+                    while block := source.read(1 << 24):
+                        sink.write(block)
+                temporary.replace(target)
         return folder
+
+    def state(self, folder: str) -> list[tuple[str, int, int]]:
+        """Return (name relative to `folder`, size, time of change in ns) of every file below it, sorted."""
+        from pyarrow.fs import FileSelector, FileType
+
+        base = self.path(folder).rstrip("/") + "/"
+        infos = self.filesystem.get_file_info(FileSelector(base, recursive=True, allow_not_found=True))
+        files = [info for info in infos if info.type == FileType.File]
+        return sorted((info.path.removeprefix(base), int(info.size), int(info.mtime_ns)) for info in files)
 
     def _temporary(self, name: str) -> str:
         target = Path(self.path(name))

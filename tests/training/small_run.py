@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from transformers import PhiForCausalLM  # noqa: F401 - loaded once in the fork server, not in each process
 
+from training.archive import Archive
 from training.loader import Loader
 from training.loop import train
 from training.mixture import Mixture, PhaseSettings
@@ -62,22 +63,32 @@ def small_model() -> LanguageModel:
     return LanguageModel(build_model(config, seed=0), eos=0)
 
 
-def work(folder: Path, rank: int, world: int, port: int, pause: float) -> None:
-    """Be one worker: train with a pause after each step, so that a test can kill or stop in between."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": "2"}
+def machine(folder: Path, rank: int) -> Path:
+    """Return the disk of a machine of its own."""
+    return folder / f"machine-{rank}"
+
+
+def work(folder: Path, rank: int, world: int, port: int, pause: float, archive: Archive | None) -> None:
+    """Be one worker: train with a pause after each step, so that a test can kill or stop in between.
+
+    With an archive each rank is alone on a machine, whose disk no other one sees.
+    """
+    local_rank = 0 if archive else rank
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(local_rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     here = join_world()
     settings = LoopSettings(
         global_batch=GLOBAL_BATCH, sequence_length=LENGTH, microbatch=2, checkpoint_every=4, validate_every=6
     )
     train(
-        settings, small_model(), open_loader(folder), open_data(folder, "validation"), folder / "run", here, seed=0,
-        stop=(folder / "stop").exists, progress=lambda row: time.sleep(pause),
+        settings, small_model(), open_loader(folder), open_data(folder, "validation"),
+        (machine(folder, rank) if archive else folder) / "run", here, seed=0,
+        stop=(folder / "stop").exists, progress=lambda row: time.sleep(pause), archive=archive,
     )  # fmt: skip
     leave_world()
 
 
-def start(folder: Path, world: int, pause: float = 0.0) -> list[BaseProcess]:
+def start(folder: Path, world: int, pause: float = 0.0, archive: Archive | None = None) -> list[BaseProcess]:
     """Start the workers of the run, forked from a server that has the imports behind it."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -85,7 +96,7 @@ def start(folder: Path, world: int, pause: float = 0.0) -> list[BaseProcess]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["small_run"])
     processes: list[BaseProcess] = [
-        context.Process(target=work, args=(folder, rank, world, port, pause)) for rank in range(world)
+        context.Process(target=work, args=(folder, rank, world, port, pause, archive)) for rank in range(world)
     ]
     for process in processes:
         process.start()

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from corpus import finish, python_documents
+from transformers import AutoTokenizer
 
 from hornbook.artifact import Artifact
+from hornbook.engines.interface import Reply, Request, Sampling
 from hornbook.errors import ModelError
 from hornbook.events import Events
 from hornbook.settings import validate
 from hornbook.stage import StageContext
 from hornbook.store import Store
-from training.export import Export
+from training.export import Export, greedy_agreement, sample_with_transformers
 from training.hf_folder import write_hf_folder
 from training.presets import build_model, model_config
 from training.tokenizer import as_hugging_face, train_bpe
@@ -37,10 +40,12 @@ def model_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return artifact
 
 
-def export(source: Artifact, pools: list[Any], **settings: Any) -> Artifact:
+def export(
+    source: Artifact, pools: list[Any], open_engine: Callable[[Any], Any] | None = None, **settings: Any
+) -> Artifact:
     from hornbook.engines.pool import EnginePool
 
-    def open_engine(engine: Any) -> Any:
+    def open_pool(engine: Any) -> Any:
         pools.append(EnginePool(engine))
         return pools[-1].handle()
 
@@ -48,7 +53,7 @@ def export(source: Artifact, pools: list[Any], **settings: Any) -> Artifact:
     artifact = Artifact(store, "artifacts/export")
     context = StageContext(
         artifact=artifact, inputs={"model": [source]}, input_stages={"model": ["pretrain"]}, stage="export", seed=0,
-        run="test", events=Events(store, "runs/test"), stop_requested=lambda: False, open_engine=open_engine,
+        run="test", events=Events(store, "runs/test"), stop_requested=lambda: False, open_engine=open_engine or open_pool,
     )  # fmt: skip
     try:
         result = Export("export", validate(Export.Settings, settings, "export"), 0).run(context)
@@ -79,12 +84,54 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path: Path, model_artifact
         write_hf_folder(model, tmp_path, model_artifact.local_folder() / "model")
 
 
+QUICK = {"sampling": {"max_tokens": 4}, "starts": ["def add("]}
+
+
+class Scripted:
+    """Stands for an engine's handle: writes what `change` makes of transformers' greedy tokens."""
+
+    def __init__(self, folder: Path, change: Callable[[list[int]], str]) -> None:
+        self.folder, self.change = folder, change
+
+    async def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
+        _, greedy = sample_with_transformers(self.folder, validate(Export.Settings, QUICK, "export"), 0)
+        return [Reply(self.change(ids), "stop") for ids in greedy]
+
+
+def test_a_near_tie_passes_and_a_model_loaded_wrongly_does_not(model_artifact: Artifact) -> None:
+    folder = model_artifact.local_folder("model")
+    decode = AutoTokenizer.from_pretrained(folder).decode
+
+    def figures(change: Callable[[list[int]], str]) -> tuple[float, float]:
+        metrics = export(model_artifact, [], lambda engine: Scripted(folder, change), **QUICK).manifest.metrics
+        return metrics["greedy_agreement"], metrics["first_token_agreement"]
+
+    assert figures(lambda ids: str(decode(ids))) == (1, 1)
+    agreement, first = figures(lambda ids: str(decode(ids[:1])) + " otherwise, all of it")
+    assert 0 < agreement < 0.5 and first == 1
+    with pytest.raises(ModelError, match="only 0% of the prompts have the same first greedy token"):
+        figures(lambda ids: "§" + str(decode(ids)))
+
+
+def test_agreement_counts_tokens_up_to_the_first_difference(model_artifact: Artifact) -> None:
+    folder = model_artifact.local_folder("model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("def add(self, other):", add_special_tokens=False)["input_ids"]
+    begun = str(tokenizer.decode(ids[:3]))
+    assert greedy_agreement(folder, [ids], [begun]) == (3 / len(ids), 1.0)
+    odd: list[Any] = [
+        tokenizer.convert_tokens_to_ids(letter) for letter in "def"
+    ]  # written letter by letter: one token when read
+    assert greedy_agreement(folder, [odd], ["def"]) == (1.0, 1.0)
+    assert greedy_agreement(folder, [[], ids, []], ["", "", "def"]) == (0.0, 1 / 3)
+
+
 @pytest.mark.slow
 def test_transformers_and_vllm_write_the_same_greedy_words(model_artifact: Artifact, ray_cluster: None) -> None:
     sampling = {"max_tokens": 12, "temperature": 0.8}
     exported = export(model_artifact, [], serving={"kind": "vllm", "max_num_seqs": 8}, sampling=sampling)
     metrics = exported.manifest.metrics
     assert {sample["engine"] for sample in metrics["samples"]} == {"transformers", "vllm"}
-    assert len(metrics["samples"]) == 15 and metrics["greedy_agreement"] >= 0.5
+    assert len(metrics["samples"]) == 15 and metrics["first_token_agreement"] >= 0.5
     card = (exported.local_folder() / "model" / "README.md").read_text()
     assert "`pretrain` (test), digest" in card and '"loss": 2.5' in card

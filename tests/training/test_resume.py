@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_run import STEPS, start, write_data
+from small_run import STEPS, machine, start, write_data
 
-from training.checkpoint import latest
-from training.metrics import read_metrics
+from hornbook.store import Store
+from training.archive import Archive
+from training.checkpoint import latest, newest
+from training.metrics import parse_metrics, read_metrics
 
 Rows = list[dict[str, Any]]
 PATIENCE = 200
@@ -77,6 +79,51 @@ def test_a_killed_and_a_stopped_run_continue_bit_for_bit(tmp_path: Path, uninter
     rows = run(tmp_path, 2)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert deterministic(rows) == deterministic(metrics(uninterrupted))
+
+
+def test_a_run_on_an_object_store_outlives_its_machines(tmp_path: Path, uninterrupted: Path, s3_url: str) -> None:
+    """Two machines share no disk; both are lost after a checkpoint, and new ones go on from it bit for bit."""
+    write_data(tmp_path)
+    archive = Archive(Store(s3_url.replace("STORE", "two-machines")), "artifacts/run")
+    first = machine(tmp_path, 0)
+    processes = start(tmp_path, 2, pause=0.2, archive=archive)
+    wait_for_step(first, 6, processes)
+    for process in processes:
+        process.kill()
+        process.join()
+    saved = newest(first / "run" / "checkpoints", archive)
+    assert saved is not None and saved.step == 4 and len(saved.files) == 2
+    before = rows_on(archive)
+    assert [row["step"] for row in before] == [1, 2, 3, 4]
+
+    shard = archive.read(f"{saved.path.name}/{min(saved.files)}")
+    checkpoints = f"{archive.folder}/checkpoints"
+    archive.store.write(f"{checkpoints}/step-00000006-00000000/{min(saved.files)}", shard)  # died before its manifest
+    lost = {**json.loads(archive.read(f"{saved.path.name}/checkpoint.json")), "step": 5}
+    archive.store.write_json(f"{checkpoints}/step-00000005-00000000/checkpoint.json", lost)  # its shards are gone
+    for rank in range(2):
+        shutil.rmtree(machine(tmp_path, rank))
+
+    finish(start(tmp_path, 2, archive=archive))
+    rows = rows_on(archive)
+    assert deterministic(rows) == deterministic(metrics(uninterrupted))
+    assert rows[:4] == before, "steps of the checkpoint were done again"
+    names = archive.store.names(checkpoints)
+    assert [name[:13] for name in names] == ["step-00000012", "step-00000014"], "two are kept, and nothing torn"
+    cached = [sorted(machine(tmp_path, rank).glob("run/checkpoints/*/*")) for rank in range(2)]
+    assert [len(files) for files in cached] == [1, 1], "a machine keeps its own shard of the newest checkpoint"
+
+    shutil.rmtree(first)
+    found = latest(first / "run" / "checkpoints", archive)
+    assert (
+        found is not None and found.step == STEPS and set(found.files) == {file.name for file in found.path.iterdir()}
+    )
+    archive.store.delete(archive.folder)  # as `hornbook run --from` does
+    assert latest(first / "run" / "checkpoints", archive) is None, "the cache is no authority"
+
+
+def rows_on(archive: Archive) -> Rows:
+    return list(parse_metrics(archive.store.read(f"{archive.folder}/metrics.jsonl").decode()))
 
 
 @pytest.mark.parametrize("world", [1, 3])
