@@ -179,8 +179,7 @@ class PackPart(PartMaker):
             unit_of=same_ids,
             files=builder.files(),
             empty=below,
-            counts=counts
-            | {"tokens": counts["train_tokens"] + counts["validation_tokens"], "below_threshold": below},
+            counts=counts | {"tokens": counts["train_tokens"] + counts["validation_tokens"], "below_threshold": below},
         )
 
     def _kept(self, part: PartRange, ids: np.ndarray) -> np.ndarray:
