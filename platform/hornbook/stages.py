@@ -13,8 +13,9 @@ from pathlib import Path
 from types import ModuleType
 
 from hornbook.errors import RecipeError
+from hornbook.fingerprint import data_files
 from hornbook.settings import nearest
-from hornbook.stage import Stage
+from hornbook.stage import OWN_SOURCE, Stage
 
 STAGES: dict[str, str] = {
     "stories": "generators.stories:Stories",
@@ -86,21 +87,25 @@ def _own_class(kind: str, where: str, folder: Path | None) -> type[Stage]:
 
 
 def _load(path: Path) -> ModuleType:
-    """Import a file under a name of its own; its classes travel to Ray's workers by value, as no worker has the file."""
-    import ray.cloudpickle
-
-    name = f"hornbook_kind_{path.stem}_{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"  # the same on every machine
-    if name in sys.modules:
+    """Import a user's file under a name that its content and its templates give it: the same on every machine."""
+    source = path.read_text(encoding="utf-8")
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in [path, *data_files(path)]))
+    name = f"hornbook_kind_{path.stem}_{digest.hexdigest()[:8]}"
+    if name in sys.modules and sys.modules[name].__file__ == str(path):
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
+    return own_module(name, str(path), source)
+
+
+def own_module(name: str, path: str, source: str) -> ModuleType:
+    """Execute the source of a user's file as module `name`; a worker, which need not have the file, does it likewise."""
+    module = ModuleType(name)
+    module.__file__ = path
+    module.__spec__ = importlib.util.spec_from_file_location(name, path)
+    setattr(module, OWN_SOURCE, source)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        exec(compile(source, path, "exec"), vars(module))
     except BaseException:
         del sys.modules[name]
         raise
-    ray.cloudpickle.register_pickle_by_value(module)
     return module
