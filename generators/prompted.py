@@ -6,12 +6,13 @@ answer into a text, or refuses it with a reason.
 
 from __future__ import annotations
 
-import importlib.resources
+import sys
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -28,7 +29,7 @@ from hornbook.documents import (
     rejects_table,
 )
 from hornbook.engines.interface import EngineSettings, Reply, Request, Sampling
-from hornbook.errors import RecipeError
+from hornbook.errors import HornbookError, RecipeError
 from hornbook.models import digest
 from hornbook.parts import PartContent, PartRange, planned_ranges
 from hornbook.partwork import PartMaker
@@ -145,6 +146,27 @@ class PromptedStage(Stage):
                 f"stages.{self.name}.sampling.end_bias: an endpoint does not say which token ends its model's replies",
                 "set end_bias: 0, or use the vllm engine",
             )
+        if distinct:
+            self._check_prompt()
+
+    def _check_prompt(self) -> None:
+        """Render the first row's prompt: a kind or a template that cannot is found before anything runs."""
+        import jinja2
+
+        try:
+            prompt = self.prompt(0)
+        except jinja2.TemplateError as error:
+            raise RecipeError(
+                f"stages.{self.name}: the prompt of kind {self.kind!r} cannot be rendered: {error}"
+            ) from None
+        except Refused:
+            return
+        except Exception as error:
+            raise RecipeError(
+                f"stages.{self.name}: the kind {self.kind!r} fails to make its first prompt: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(prompt, Prompt):
+            raise RecipeError(f"stages.{self.name}: prompt() of kind {self.kind!r} returns {prompt!r}, not a Prompt")
 
     def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
         """Planned rows, and tokens at the kind's usual length."""
@@ -154,21 +176,29 @@ class PromptedStage(Stage):
         )
 
     @cached_property
+    def template_text(self) -> str:
+        """The Jinja file beside the kind's module. Travels with the stage: a worker need not have a user's file."""
+        module = sys.modules[type(self).__module__]
+        path = Path(str(module.__file__)).with_suffix(".jinja")
+        try:
+            return path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise RecipeError(f"stages.{self.name}: the kind {self.kind!r} has no prompt: {error}") from None
+
+    @cached_property
     def template(self) -> jinja2.Template:
-        """The kind's prompt, the Jinja file beside its module."""
+        """The kind's prompt, compiled; a variable that it names and `ask` is not given is an error."""
         import jinja2
 
-        package, _, module = type(self).__module__.rpartition(".")
-        text = importlib.resources.files(package).joinpath(f"{module}.jinja").read_text(encoding="utf-8")
         environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        return environment.from_string(text)
+        return environment.from_string(self.template_text)
 
     def ask(self, **seeds: Any) -> tuple[dict[str, str], ...]:
         """Render the kind's template as a single user message."""
         return ({"role": "user", "content": self.template.render(**seeds).strip()},)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "template"}
+        return {name: value for name, value in vars(self).items() if name != "template"}  # it cannot be pickled
 
     def run(self, context: StageContext) -> StageResult:
         """Ask the engine for every planned row that is not there yet."""
@@ -200,7 +230,7 @@ class _PromptMaker(PartMaker):
         rejects: list[Reject] = []
         for row in range(part.start, part.stop):
             try:
-                prompts[row] = self.stage.prompt(row)
+                prompts[row] = self._prompt(row)
             except Refused as refused:
                 rejects.append(Reject(row, f"{self.stage.kind} row {row}", refused.reason, refused.detail))
         requests = [
@@ -215,13 +245,32 @@ class _PromptMaker(PartMaker):
             counts["prompt_tokens"] += reply.prompt_tokens
             counts["completion_tokens"] += reply.completion_tokens
             try:
-                parsed = self.stage.accept(prompt, reply)
+                parsed = self._accept(prompt, reply)
             except Refused as refused:
                 rejects.append(Reject(row, prompt.messages[-1]["content"], refused.reason, refused.detail, reply.text))
                 continue
             counts["tokens"] += reply.completion_tokens
             documents.append(self._document(row, prompt, reply, parsed))
         return PartContent(documents_table(documents), rejects_table(rejects), counts=counts)
+
+    def _prompt(self, row: int) -> Prompt:
+        try:
+            return self.stage.prompt(row)
+        except (Refused, HornbookError):
+            raise
+        except Exception as error:  # a user's kind may do anything: the row is a reject that says what
+            raise Refused("prompt-failed", f"{type(error).__name__}: {error}") from error
+
+    def _accept(self, prompt: Prompt, reply: Reply) -> Parsed:
+        try:
+            parsed = self.stage.accept(prompt, reply)
+        except (Refused, HornbookError):
+            raise
+        except Exception as error:
+            raise Refused("parse-failed", f"{type(error).__name__}: {error}") from error
+        if not isinstance(parsed, Parsed) or not isinstance(parsed.text, str):
+            raise Refused("parse-failed", f"parse() returned {parsed!r:.200}, not a Parsed")
+        return parsed
 
     def _document(self, row: int, prompt: Prompt, reply: Reply, parsed: Parsed) -> Document:
         made_by = MadeBy(

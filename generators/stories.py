@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib.resources
 from functools import cached_property
-from typing import ClassVar
+from itertools import combinations
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,8 +22,8 @@ FEATURES = (
     "There is a small problem that friends solve together.",
     "Something at the start turns out to be important at the end.",
     "Two friends want different things at first.",
+    "The story does not end well.",
 )
-MAX_FEATURES = 1
 OPENINGS = (
     "Begin with the name of a child.",
     "Begin with the weather.",
@@ -33,57 +34,72 @@ OPENINGS = (
     "Begin with a question.",
     "Begin with what somebody is doing.",
 )
+READERS = {"3-4": "small children", "5-6": "children of five or six", "7-9": "children who can read"}
+LENGTHS = {
+    "any": "",
+    "paragraph": "of one paragraph",
+    "paragraphs": "of three to five paragraphs",
+    "page": "of a whole page",
+}
 
 
 class StorySettings(PromptSettings):
-    """Settings of the kind `stories`."""
+    """Settings of the kind `stories`; of a setting with several values each row has one, in balance."""
 
     openings: tuple[str, ...] = Field(OPENINGS, min_length=1, description="Ways to open a story, one a prompt.")
+    max_features: int = Field(2, ge=0, le=len(FEATURES), description="Largest subset of features asked of a story.")
+    ages: tuple[Literal["3-4", "5-6", "7-9"], ...] = Field(
+        ("3-4",), min_length=1, description="Age bands of the readers."
+    )
+    lengths: tuple[Literal["any", "paragraph", "paragraphs", "page"], ...] = Field(
+        ("paragraphs",), min_length=1, description="Lengths asked for; `paragraphs` is three to five."
+    )
+    languages: tuple[str, ...] = Field(("English",), min_length=1, description="Languages, by their English names.")
 
 
 class Stories(PromptedStage):
     """TinyStories-like stories, one a planned row."""
 
     kind: ClassVar[str] = "stories"
-    too_many_rows: ClassVar[str] = "ask for fewer rows or add openings"
+    too_many_rows: ClassVar[str] = "ask for fewer rows or add openings, ages, lengths or features"
     Settings = StorySettings
     settings: StorySettings
 
     @cached_property
     def words(self) -> dict[str, list[str]]:
-        """Nouns, verbs and adjectives that a small child knows: `stories.words.txt`, a line each."""
+        """Nouns, verbs and adjectives that a small child knows: `stories.words.txt`, a paragraph each."""
         text = importlib.resources.files("generators").joinpath("stories.words.txt").read_text(encoding="utf-8")
-        lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-        return {name: words.split() for name, _, words in (line.partition(":") for line in lines)}
+        paragraphs = [paragraph for paragraph in text.split("\n\n") if not paragraph.startswith("#")]
+        return {name: words.split() for name, _, words in (paragraph.partition(":") for paragraph in paragraphs)}
 
     @cached_property
-    def feature_sets(self) -> list[tuple[int, ...]]:
-        """All sets of at most MAX_FEATURES features, as indices."""
-        from itertools import combinations
+    def feature_sets(self) -> list[tuple[str, ...]]:
+        """All sets of at most `max_features` features."""
+        sizes = range(self.settings.max_features + 1)
+        return [chosen for size in sizes for chosen in combinations(FEATURES, size)]
 
-        return [chosen for size in range(MAX_FEATURES + 1) for chosen in combinations(range(len(FEATURES)), size)]
+    @cached_property
+    def axes(self) -> dict[str, list[object]]:
+        """What is combined: the choices by name; no two rows share all of them."""
+        settings = self.settings
+        return {
+            "noun": [*self.words["nouns"]],
+            "verb": [*self.words["verbs"]],
+            "adjective": [*self.words["adjectives"]],
+            "features": [*self.feature_sets],
+            "opening": [*settings.openings],
+            "age": [*settings.ages],
+            "length": [*settings.lengths],
+            "language": [*settings.languages],
+        }
 
     @cached_property
     def combinations(self) -> Combinations:
-        """Which noun, verb, adjective, features and opening a row has; no two rows share all of them."""
-        words = self.words
-        axes = (
-            len(words["nouns"]),
-            len(words["verbs"]),
-            len(words["adjectives"]),
-            len(self.feature_sets),
-            len(self.settings.openings),
-        )
-        return Combinations(axes, derive_seed(self.seed, self.kind))
+        """Which choice of each axis a row has."""
+        return Combinations([len(choices) for choices in self.axes.values()], derive_seed(self.seed, self.kind))
 
     def prompt(self, row: int) -> Prompt:
-        """Row `row` of the seeded walk through all combinations of seeds."""
-        noun, verb, adjective, feature_set, opening = self.combinations[row]
-        seeds = {
-            "noun": self.words["nouns"][noun],
-            "verb": self.words["verbs"][verb],
-            "adjective": self.words["adjectives"][adjective],
-            "features": [FEATURES[index] for index in self.feature_sets[feature_set]],
-            "opening": self.settings.openings[opening],
-        }
-        return Prompt(self.ask(**seeds), seeds)
+        """Row `row` of the balanced walk through all combinations of seeds."""
+        chosen = zip(self.axes.items(), self.combinations[row], strict=True)
+        seeds = {name: choices[index] for (name, choices), index in chosen}
+        return Prompt(self.ask(**seeds, reader=READERS[seeds["age"]], form=LENGTHS[seeds["length"]]), seeds)

@@ -1,36 +1,64 @@
 """Textbook sections: a topic, an audience with its rule, and a format (phi-1, arXiv 2306.11644; Cosmopedia).
 
-Topics are nested, field > topic, in `textbooks.topics.txt`.
+Topics are nested, field > topic > subtopic, in `textbooks.topics.txt`: 2,450 subtopics of 70 fields, so that there are
+49,000 sections to write before two share all their seeds.
 """
 
 from __future__ import annotations
 
 import importlib.resources
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
 from generators.prompted import Prompt, PromptedStage, PromptSettings
+from hornbook.errors import RecipeError
 from hornbook.plan import Combinations, derive_seed
+from hornbook.settings import nearest
 
-AUDIENCES = (
-    ("young children", "Use everyday words and short sentences, and compare new things with things at home."),
-    ("high-school students", "Define each new term when it first appears."),
-    ("college students", "Be precise, and say why things are so, not only that they are."),
-    ("curious adults", "Use a friendly tone and an example from daily life."),
-)
-FORMATS = (
-    "Explain it step by step.",
-    "Begin with a question that a student may ask, then answer it.",
-    "Begin with a small everyday scene, then explain what is behind it.",
-)
+AUDIENCES = {
+    "young children": "Use everyday words and short sentences, and compare new things with things at home.",
+    "high-school students": "Define each new term when it first appears.",
+    "college students": "Be precise, and say why things are so, not only that they are.",
+    "curious adults": "Use a friendly tone and an example from daily life.",
+}
+FORMATS = {
+    "steps": "Explain it step by step.",
+    "question": "Begin with a question that a student may ask, then answer it.",
+    "scene": "Begin with a small everyday scene, then explain what is behind it.",
+    "misconception": "Begin with something that many people believe wrongly about it, and put it right.",
+    "dialogue": "Write it as a talk between a teacher and a student who asks good questions.",
+}
+DIFFICULTIES = {
+    "introduction": "Assume that the reader has never heard of it.",
+    "consolidation": "Assume that the reader knows the basics, and go one step further.",
+    "challenge": "Assume that the reader knows it well, and treat a difficult case.",
+}
+
+Audience = Literal["young children", "high-school students", "college students", "curious adults"]
+Format = Literal["steps", "question", "scene", "misconception", "dialogue"]
+Difficulty = Literal["introduction", "consolidation", "challenge"]
+
+
+class Topic(NamedTuple):
+    """A leaf of the taxonomy."""
+
+    field: str
+    topic: str
+    subtopic: str
 
 
 class TextbookSettings(PromptSettings):
-    """Settings of the kind `textbooks`."""
+    """Settings of the kind `textbooks`; of a setting with several values each row has one, in balance."""
 
-    words: int = Field(150, ge=20, description="Length that the prompt asks for, in words.")
+    words: tuple[int, ...] = Field((150,), min_length=1, description="Lengths that prompts ask for, in words.")
+    audiences: tuple[Audience, ...] = Field(tuple(AUDIENCES), min_length=1, description="Whom to write for.")
+    formats: tuple[Format, ...] = Field(tuple(FORMATS), min_length=1, description="How a section is built.")
+    difficulties: tuple[Difficulty, ...] = Field(
+        ("introduction",), min_length=1, description="What the reader is assumed to know."
+    )
+    fields: tuple[str, ...] = Field((), description="Write about these fields of the taxonomy only; empty takes all.")
 
 
 class Textbooks(PromptedStage):
@@ -38,34 +66,58 @@ class Textbooks(PromptedStage):
 
     kind: ClassVar[str] = "textbooks"
     expected_tokens: ClassVar[int] = 260
+    too_many_rows: ClassVar[str] = "ask for fewer rows or add audiences, formats, difficulties, lengths or fields"
     Settings = TextbookSettings
     settings: TextbookSettings
 
     @cached_property
-    def topics(self) -> list[tuple[str, str]]:
-        """(field, topic) pairs of `textbooks.topics.txt`: a line a field, its topics behind the colon, split by commas."""
+    def taxonomy(self) -> list[Topic]:
+        """All leaves of `textbooks.topics.txt`: `## field`, then a line a topic with its subtopics behind the colon."""
         text = importlib.resources.files("generators").joinpath("textbooks.topics.txt").read_text(encoding="utf-8")
-        pairs = []
+        leaves = []
+        field = ""
         for line in text.splitlines():
-            field, colon, topics = line.partition(":")
-            if colon and not line.startswith("#"):
-                pairs += [(field.strip(), topic.strip()) for topic in topics.split(",")]
-        return pairs
+            if line.startswith("## "):
+                field = line.removeprefix("## ")
+            elif line and not line.startswith("#"):
+                topic, _, subtopics = line.partition(": ")
+                leaves += [Topic(field, topic, subtopic) for subtopic in subtopics.split(", ")]
+        return leaves
+
+    @cached_property
+    def topics(self) -> list[Topic]:
+        """The leaves of the fields asked for."""
+        wanted = self.settings.fields
+        return [leaf for leaf in self.taxonomy if not wanted or leaf.field in wanted]
+
+    def check(self) -> None:
+        """Refuse fields that the taxonomy does not have."""
+        known = list(dict.fromkeys(leaf.field for leaf in self.taxonomy))
+        for field in self.settings.fields:
+            if field not in known:
+                raise RecipeError(f"stages.{self.name}.fields: no field {field!r}{nearest(field, known)}")
+        super().check()
 
     @cached_property
     def combinations(self) -> Combinations:
-        """Which topic, audience and format a row has; no two rows share all three."""
-        axes = (len(self.topics), len(AUDIENCES), len(FORMATS))
-        return Combinations(axes, derive_seed(self.seed, self.kind))
+        """Which topic, audience, format, difficulty and length a row has; no two rows share all of them."""
+        settings = self.settings
+        axes = (self.topics, settings.audiences, settings.formats, settings.difficulties, settings.words)
+        return Combinations([len(choices) for choices in axes], derive_seed(self.seed, self.kind))
 
     def prompt(self, row: int) -> Prompt:
-        """Row `row` of the seeded walk through all combinations of seeds."""
-        topic, audience, style = self.combinations[row]
+        """Row `row` of the balanced walk through all combinations of seeds."""
+        topic, audience, style, difficulty, words = self.combinations[row]
         seeds = {
-            "field": self.topics[topic][0],
-            "topic": self.topics[topic][1],
-            "audience": AUDIENCES[audience][0],
-            "style": FORMATS[style],
+            **self.topics[topic]._asdict(),
+            "audience": self.settings.audiences[audience],
+            "format": self.settings.formats[style],
+            "difficulty": self.settings.difficulties[difficulty],
+            "words": self.settings.words[words],
         }
-        messages = self.ask(**seeds, rule=AUDIENCES[audience][1], words=self.settings.words)
-        return Prompt(messages, seeds)
+        rules = {
+            "rule": AUDIENCES[seeds["audience"]],
+            "style": FORMATS[seeds["format"]],
+            "assumption": DIFFICULTIES[seeds["difficulty"]],
+        }
+        return Prompt(self.ask(**seeds, **rules), seeds)

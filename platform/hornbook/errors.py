@@ -54,6 +54,10 @@ class TrainingError(HornbookError):
     """A training run cannot go on: non-finite loss, data that changed under a checkpoint, no valid checkpoint."""
 
 
+class SandboxError(HornbookError):
+    """Generated code cannot be confined on this machine; nothing was run."""
+
+
 class Stopped(HornbookError):
     """The run was asked to stop (`hornbook stop`); everything finished so far is saved. Not a failure, but not the
     whole recipe either: 0 would show a Ray job as SUCCEEDED and let `hornbook run ... && next` go on."""

@@ -1,7 +1,7 @@
 """Plans: pure functions from (seed, row number) to choices, so that a plan of a billion rows costs no memory.
 
 `permute` is the core: a seeded permutation of range(n) that can be evaluated at any position in constant memory.
-Prompts use it to visit every seed cell before any repeats, mixtures to shuffle sequences.
+Mixtures shuffle sequences with it; `Combinations` walks through seed cells so that every prefix is balanced.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import numpy as np
 
 ROUNDS = 6
-BLOCK = 1024
 
 
 def derive_seed(*parts: object) -> int:
@@ -53,9 +52,11 @@ def permute(positions: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 class Combinations:
-    """All combinations of one choice per axis, each once, in a seeded order: `combinations[row]` is a tuple of indices.
+    """All combinations of one choice per axis, each once, every prefix balanced: `combinations[row]` is a tuple of indices.
 
-    Rows are asked for one after the other, so a block of them is computed at once: an array of one costs as much.
+    Row r takes choice r mod n of an axis of n choices, shifted by one each time the axes before it and this one have met
+    in all the pairs that such a walk can give (every least common multiple of their sizes); the choices of an axis are
+    shuffled by the seed. So in the first rows, however many, no choice of an axis is taken more than once oftener than another.
 
     Args:
         axes: how many choices each axis has.
@@ -64,9 +65,9 @@ class Combinations:
 
     def __init__(self, axes: Sequence[int], seed: int) -> None:
         self.axes = tuple(axes)
-        self.seed = seed
-        self._block = -1
-        self._cells: list[tuple[int, ...]] = []
+        self._orders = [
+            permute(np.arange(size), size, derive_seed(seed, "axis", axis)) for axis, size in enumerate(axes)
+        ]
 
     def __len__(self) -> int:
         return math.prod(self.axes)
@@ -74,13 +75,13 @@ class Combinations:
     def __getitem__(self, row: int) -> tuple[int, ...]:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)} combinations")
-        block, offset = divmod(row, BLOCK)
-        if block != self._block:
-            rows = np.arange(block * BLOCK, min((block + 1) * BLOCK, len(self)))
-            indices = np.unravel_index(permute(rows, len(self), self.seed), self.axes)
-            self._cells = list(zip(*(axis.tolist() for axis in indices), strict=True))
-            self._block = block
-        return self._cells[offset]
+        chosen = []
+        before = 1
+        for size, order in zip(self.axes, self._orders, strict=True):
+            walked = row % (before * size)
+            chosen.append(int(order[(walked + walked // math.lcm(before, size)) % size]))
+            before *= size
+        return tuple(chosen)
 
 
 def _feistel(values: np.ndarray, half_bits: int, keys: list[np.uint64]) -> np.ndarray:

@@ -18,6 +18,7 @@ from hornbook.stage import Stage
 from hornbook.stages import STAGES, stage_class
 
 RESERVED = ("kind", "inputs")
+GROUPS = ("generators", "classifiers", "training")
 
 
 class RecipeFile(Settings):
@@ -106,13 +107,17 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path} is not a recipe", "a recipe is a mapping with name, seed and stages")
     for override in overrides:
         _override(source, override)
-    return check_recipe(source, str(path))
+    return check_recipe(source, str(path), path.parent)
 
 
-def check_recipe(source: Mapping[str, Any], where: str) -> Recipe:
-    """Check a recipe given as plain values. Raises RecipeError with `where` in the message."""
+def check_recipe(source: Mapping[str, Any], where: str, folder: Path | None = None) -> Recipe:
+    """Check a recipe given as plain values. Raises RecipeError with `where` in the message.
+
+    Args:
+        folder: where kinds named by a file (`FILE.py:CLASS`) are looked for, before the current folder.
+    """
     top = validate(RecipeFile, source, where)
-    stages = {name: _stage(name, dict(value), top, where) for name, value in top.stages.items()}
+    stages = {name: _stage(name, dict(value), top, where, folder) for name, value in top.stages.items()}
     for entry in stages.values():
         _check_inputs(entry, stages, where)
     order = _order(stages, where)
@@ -151,14 +156,14 @@ def _override(source: dict[str, Any], override: str) -> None:
     target[last] = value
 
 
-def _stage(name: str, value: dict[str, Any], top: RecipeFile, where: str) -> RecipeStage:
+def _stage(name: str, value: dict[str, Any], top: RecipeFile, where: str, folder: Path | None) -> RecipeStage:
     place = f"{where}: stages.{name}"
     if not name.replace("-", "").replace("_", "").isalnum():
         raise RecipeError(f"{place}: a stage's name has only letters, digits, - and _")
     kind = value.pop("kind", None)
     if not isinstance(kind, str):
         raise RecipeError(f"{place}.kind: this setting is required (known kinds: {', '.join(sorted(STAGES))})")
-    implementation = stage_class(kind, place)
+    implementation = stage_class(kind, place, folder)
     raw_inputs = value.pop("inputs", {}) or {}
     if not isinstance(raw_inputs, dict):
         raise RecipeError(f"{place}.inputs: a mapping from role to stage names, got {raw_inputs!r}")
@@ -171,7 +176,13 @@ def _stage(name: str, value: dict[str, Any], top: RecipeFile, where: str) -> Rec
         stage.check()
     except RecipeError as error:
         raise RecipeError(f"{where}: {error.message}", error.cure) from None
-    return RecipeStage(name, stage, inputs, implementation.__module__.split(".")[0])
+    return RecipeStage(name, stage, inputs, _group(implementation))
+
+
+def _group(implementation: type[Stage]) -> str:
+    """Return the package that a stage comes from; a user's own kind belongs where its base class does."""
+    packages = [base.__module__.split(".")[0] for base in implementation.__mro__]
+    return next((package for package in packages if package in GROUPS), packages[0])
 
 
 def _check_inputs(entry: RecipeStage, stages: Mapping[str, RecipeStage], where: str) -> None:

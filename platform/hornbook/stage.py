@@ -6,6 +6,8 @@ its kind in one table. Stages meet only on storage: each reads finished artifact
 
 from __future__ import annotations
 
+import pickle
+import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from hornbook.engines.pool import EngineHandle
     from hornbook.parts import PartRange
     from hornbook.partwork import PartMaker, Totals
+
+OWN_SOURCE = "__hornbook_source__"
+"""Where a module that was made from a user's file keeps that file's text."""
 
 Produces = Literal["documents", "attributes", "tokenizer", "tokens", "model"]
 
@@ -93,6 +98,14 @@ class Stage(ABC):
         self.settings = settings
         self.seed = seed
 
+    def __reduce__(self) -> Any:
+        """Pickle a user's own kind together with its source: a worker need not have the file."""
+        module = sys.modules[type(self).__module__]
+        if not hasattr(module, OWN_SOURCE):
+            return super().__reduce_ex__(2)
+        source = (module.__name__, str(module.__file__), getattr(module, OWN_SOURCE))
+        return _rebuild, (source, type(self).__name__, pickle.dumps(self.__getstate__()))
+
     def models(self) -> Sequence[str]:
         """Return the names of the models it uses; their digests enter the fingerprint."""
         return ()
@@ -129,6 +142,15 @@ class Stage(ABC):
     @abstractmethod
     def run(self, context: StageContext) -> StageResult:
         """Make the artifact in `context.artifact`; called again after a crash, it makes only what is missing."""
+
+
+def _rebuild(source: tuple[str, str, str], name: str, state: bytes) -> Stage:
+    from hornbook.stages import own_module
+
+    module = sys.modules.get(source[0]) or own_module(*source)
+    stage = object.__new__(getattr(module, name))
+    vars(stage).update(pickle.loads(state))  # made by `Stage.__reduce__`, on the driver of the same run
+    return stage
 
 
 @dataclass

@@ -1,12 +1,21 @@
-"""The one table of stage kinds: kind -> import string, so that the ground floor imports no floor above it."""
+"""The one table of stage kinds: kind -> import string, so that the ground floor imports no floor above it.
+
+A user's own kind is named by its file: `kind: my_kinds.py:Riddles`, a path from the recipe's folder or the current one.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
 
 from hornbook.errors import RecipeError
+from hornbook.fingerprint import data_files
 from hornbook.settings import nearest
-from hornbook.stage import Stage
+from hornbook.stage import OWN_SOURCE, Stage
 
 STAGES: dict[str, str] = {
     "stories": "generators.stories:Stories",
@@ -25,14 +34,24 @@ STAGES: dict[str, str] = {
 }
 
 
-def stage_class(kind: str, where: str) -> type[Stage]:
+def stage_class(kind: str, where: str, folder: Path | None = None) -> type[Stage]:
     """Return the stage class of a kind.
 
+    Args:
+        kind: a name of the table, or `FILE.py:CLASS`.
+        where: names the place in the recipe, for messages.
+        folder: where a relative FILE.py is looked for before the current folder: the recipe's.
+
     Raises:
-        RecipeError: unknown kind, or its module cannot be imported; `where` names the place in the recipe.
+        RecipeError: unknown kind, or its module cannot be imported.
     """
+    if ".py:" in kind:
+        return _own_class(kind, where, folder)
     if kind not in STAGES:
-        raise RecipeError(f"{where}.kind: no stage kind {kind!r}{nearest(kind, list(STAGES))}")
+        raise RecipeError(
+            f"{where}.kind: no stage kind {kind!r}{nearest(kind, list(STAGES))}",
+            "a kind of your own is named FILE.py:CLASS",
+        )
     module, _, name = STAGES[kind].partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
@@ -41,3 +60,52 @@ def stage_class(kind: str, where: str) -> type[Stage]:
             f"{where}.kind: {module} cannot be imported: {error}", "`hornbook doctor` names what is missing"
         ) from error
     return found
+
+
+def _own_class(kind: str, where: str, folder: Path | None) -> type[Stage]:
+    file, _, name = kind.rpartition(":")
+    found = [path for path in ([folder / file] if folder else []) + [Path(file)] if path.is_file()]
+    if not found:
+        raise RecipeError(
+            f"{where}.kind: there is no file {file}", "a path from the recipe's folder or the current one"
+        )
+    try:
+        own = getattr(_load(found[0].resolve()), name)
+    except AttributeError:
+        raise RecipeError(f"{where}.kind: {file} has no class {name}") from None
+    except Exception as error:  # whatever a user's file does when it is imported
+        raise RecipeError(f"{where}.kind: {file} cannot be imported: {type(error).__name__}: {error}") from error
+    if not (isinstance(own, type) and issubclass(own, Stage)):
+        raise RecipeError(
+            f"{where}.kind: {kind} is no stage",
+            "a kind of generated text is a subclass of generators.prompted.PromptedStage",
+        )
+    for attribute in ("kind", "produces", "Settings"):
+        if not hasattr(own, attribute):
+            raise RecipeError(f"{where}.kind: the class {name} of {file} has no {attribute!r}")
+    return own
+
+
+def _load(path: Path) -> ModuleType:
+    """Import a user's file under a name that its content and its templates give it: the same on every machine."""
+    source = path.read_text(encoding="utf-8")
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in [path, *data_files(path)]))
+    name = f"hornbook_kind_{path.stem}_{digest.hexdigest()[:8]}"
+    if name in sys.modules and sys.modules[name].__file__ == str(path):
+        return sys.modules[name]
+    return own_module(name, str(path), source)
+
+
+def own_module(name: str, path: str, source: str) -> ModuleType:
+    """Execute the source of a user's file as module `name`; a worker, which need not have the file, does it likewise."""
+    module = ModuleType(name)
+    module.__file__ = path
+    module.__spec__ = importlib.util.spec_from_file_location(name, path)
+    setattr(module, OWN_SOURCE, source)
+    sys.modules[name] = module
+    try:
+        exec(compile(source, path, "exec"), vars(module))
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -36,7 +38,7 @@ def questions() -> Questions:
 
 
 @settings(deadline=None, max_examples=20)
-@given(seed=st.integers(0, 2**32), first=st.integers(0, 150_000_000))
+@given(seed=st.integers(0, 2**32), first=st.integers(0, 30_000_000_000))
 def test_no_two_rows_of_a_window_share_all_seeds(seed: int, first: int) -> None:
     stage = stories(seed)
     seen = {json.dumps(stage.prompt(row).seeds, sort_keys=True) for row in range(first, first + 1500)}
@@ -44,7 +46,7 @@ def test_no_two_rows_of_a_window_share_all_seeds(seed: int, first: int) -> None:
 
 
 def test_no_two_textbook_rows_share_all_seeds() -> None:
-    stage = textbooks(5)
+    stage = textbooks(5, fields=["algebra", "music"])
     rows = len(stage.combinations)
     assert len({json.dumps(stage.prompt(row).seeds, sort_keys=True) for row in range(rows)}) == rows
 
@@ -58,15 +60,56 @@ def test_a_plan_is_a_function_of_seed_and_row(make: Any) -> None:
     assert [make(9).prompt(row).seeds for row in rows] != [make(8).prompt(row).seeds for row in rows]
 
 
-@pytest.mark.parametrize("make", [stories, textbooks])
-def test_a_prompt_holds_its_seeds(make: Any) -> None:
+@pytest.mark.parametrize(
+    ("make", "quoted"),
+    [
+        (stories, ("noun", "verb", "adjective", "features", "opening")),
+        (textbooks, ("field", "topic", "subtopic", "audience", "words")),
+    ],
+)
+def test_a_prompt_holds_its_seeds(make: Any, quoted: Sequence[str]) -> None:
     prompt = make(1).prompt(42)
     (message,) = prompt.messages
     assert message["role"] == "user"
-    for value in prompt.seeds.values():
-        for text in [value] if isinstance(value, str) else value:
+    for value in (prompt.seeds[name] for name in quoted):
+        for text in value if isinstance(value, tuple) else [str(value)]:
             assert text in message["content"]
     assert "  " not in message["content"] and "{" not in message["content"]
+
+
+def test_what_a_user_chooses_is_asked_for() -> None:
+    asked = (
+        stories(ages=["7-9"], lengths=["page"], languages=["German"], max_features=0).prompt(0).messages[0]["content"]
+    )
+    assert "Write a short story of a whole page for children who can read, in simple words, in German." in asked
+    plain = stories(lengths=["any"]).prompt(0).messages[0]["content"]
+    assert plain.startswith("Write a short story for small children, in simple words. Use the words")
+    section = textbooks(difficulties=["challenge"], words=[400], formats=["dialogue"]).prompt(0).messages[0]["content"]
+    for said in ("a difficult case", "about 400 words", "a talk between a teacher and a student"):
+        assert said in section
+
+
+def test_several_choices_are_asked_for_in_balance() -> None:
+    stage = textbooks(words=[100, 200, 300], difficulties=["introduction", "challenge"])
+    for size, name in ((4, "audience"), (5, "format"), (3, "words"), (2, "difficulty")):
+        taken = Counter(stage.prompt(row).seeds[name] for row in range(61))
+        assert len(taken) == size
+        assert max(taken.values()) - min(taken.values()) <= 1
+
+
+def test_the_seeds_are_as_many_as_promised() -> None:
+    words = stories().words
+    assert sum(len(set(found)) for found in words.values()) == sum(map(len, words.values())) >= 1500
+    leaves = textbooks().taxonomy
+    assert len(set(leaves)) == len(leaves) >= 2000
+    assert len({leaf.field for leaf in leaves}) >= 60
+    assert len(textbooks().combinations) >= 20_000
+
+
+def test_a_field_that_the_taxonomy_lacks_is_refused() -> None:
+    textbooks(rows=10, fields=["algebra"]).check()
+    with pytest.raises(RecipeError, match=r"no field 'algebre' \(did you mean 'algebra'"):
+        textbooks(rows=10, fields=["algebre"]).check()
 
 
 @pytest.mark.parametrize("make", [stories, textbooks])

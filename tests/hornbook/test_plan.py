@@ -55,6 +55,19 @@ def test_combinations_come_once_each(axes: list[int], seed: int) -> None:
     assert all(0 <= index < axis for cell in seen for index, axis in zip(cell, axes, strict=True))
 
 
+@given(
+    axes=st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    seed=st.integers(0, 2**62),
+    share=st.floats(0, 1),
+)
+def test_every_prefix_of_combinations_is_balanced(axes: list[int], seed: int, share: float) -> None:
+    combinations = Combinations(axes, seed)
+    rows = [combinations[row] for row in range(int(len(combinations) * share))]
+    for axis, size in enumerate(axes):
+        taken = np.bincount([row[axis] for row in rows], minlength=size)
+        assert taken.max() - taken.min() <= 1
+
+
 def test_combinations_do_not_depend_on_the_order_of_asking() -> None:
     rows = [5000, 3, 1_000_000, 1023, 1024, 0]
     walked = Combinations((400, 300, 50), 7)

@@ -1,0 +1,166 @@
+"""A user's own kind: a short class in their own file, named by the recipe; with lineage, resume and clear errors."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from generators.prompted import PromptedStage
+from generators.stories import Stories
+from generators.textbooks import Textbooks
+from hornbook.artifact import Artifact
+from hornbook.errors import RecipeError
+from hornbook.inspection import trace_document
+from hornbook.pipeline import plan_recipe, run_recipe
+from hornbook.recipe import Recipe, load_recipe
+from hornbook.store import Store
+
+KIND = '''
+from functools import cached_property
+from typing import ClassVar
+
+from pydantic import Field
+
+from generators.prompted import Parsed, Prompt, PromptedStage, PromptSettings, Refused
+from hornbook.plan import Combinations, derive_seed
+
+THINGS = ("a clock", "the wind", "a mirror", "snow")
+
+
+class RiddleSettings(PromptSettings):
+    """Settings of riddles."""
+
+    tones: tuple[str, ...] = Field(("short", "funny"), description="How they sound.")
+
+
+class Riddles(PromptedStage):
+    """Riddles about things."""
+
+    kind: ClassVar[str] = "riddles"
+    Settings = RiddleSettings
+    settings: RiddleSettings
+
+    @cached_property
+    def combinations(self) -> Combinations:
+        return Combinations((len(THINGS), len(self.settings.tones)), derive_seed(self.seed, self.kind))
+
+    def prompt(self, row: int) -> Prompt:
+        thing, tone = self.combinations[row]
+        seeds = {"thing": THINGS[thing], "tone": self.settings.tones[tone]}
+        return Prompt(self.ask(**seeds), seeds)
+
+    def parse(self, prompt: Prompt, text: str) -> Parsed:
+        if len(text) % 5 == 0:
+            raise Refused("unlucky", "a multiple of five")
+        return Parsed(text, {"thing": prompt.seeds["thing"]})
+'''
+TEMPLATE = "Write a {{ tone }} riddle about {{ thing }}."
+
+
+def riddles(folder: Path, kind: str = KIND, template: str = TEMPLATE, **settings: Any) -> Recipe:
+    (folder / "riddles.py").write_text(kind)
+    (folder / "riddles.jinja").write_text(template)
+    stage = {"kind": "riddles.py:Riddles", "rows": 8, "part_rows": 2, "engine": {"kind": "echo"}, **settings}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"name": "own", "stages": {"riddles": stage}}))
+    return load_recipe(str(folder / "recipe.yaml"))
+
+
+def make(store: Store, recipe: Recipe) -> Artifact:
+    return run_recipe(recipe, store, say=lambda line: None).artifacts["riddles"]
+
+
+def rows(artifact: Artifact, role: str = "data") -> list[dict[str, Any]]:
+    return [row for table in artifact.tables(role) for row in table.to_pylist()]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def test_it_has_a_plan_rejects_lineage_and_a_fingerprint(tmp_path: Path, store: Store, ray_cluster: None) -> None:
+    artifact = make(store, riddles(tmp_path))
+    counts = artifact.manifest.counts
+    assert counts["planned"] == 8 == counts["succeeded"] + counts["rejected"]
+    assert set(artifact.manifest.reasons) <= {"unlucky"}
+    documents = rows(artifact)
+    assert {json.loads(row["meta"])["thing"] for row in documents} <= {"a clock", "the wind", "a mirror", "snow"}
+    traced = "\n".join(trace_document(store, documents[0]["key"].hex()))
+    assert json.loads(documents[0]["made_by"]["prompt"])[0]["content"] in traced
+    assert plan_recipe(riddles(tmp_path), store)["riddles"].complete
+    assert not plan_recipe(riddles(tmp_path, template=TEMPLATE + " Be brief."), store)["riddles"].complete
+    assert not plan_recipe(riddles(tmp_path, kind=KIND.replace("snow", "ice")), store)["riddles"].complete
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert plan_recipe(riddles(elsewhere), store)["riddles"].complete, "the folder is no part of what it means"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"template": "A riddle about {{ think }}."}, "cannot be rendered: 'think' is undefined"),
+        ({"template": "A riddle about {{ thing."}, "cannot be rendered"),
+        ({"kind": KIND.replace("return Prompt(self.ask(**seeds), seeds)", "return 1 / 0")}, "ZeroDivisionError"),
+        ({"kind": KIND.replace("return Prompt(self.ask(**seeds), seeds)", "return 'a riddle'")}, "not a Prompt"),
+        ({"kind": "import nothing_like_it"}, "riddles.py cannot be imported: ModuleNotFoundError"),
+        ({"kind": "def broken(:"}, "riddles.py cannot be imported: SyntaxError"),
+        ({"kind": KIND.replace("class Riddles", "class Puzzles")}, "riddles.py has no class Riddles"),
+        ({"kind": "class Riddles: pass"}, "riddles.py:Riddles is no stage"),
+        ({"tones": 3}, "stages.riddles.tones"),
+        ({"rows": 9}, "9 asked, but there are 8 distinct prompts"),
+    ],
+)
+def test_a_malformed_kind_is_found_before_anything_runs(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        riddles(tmp_path, **changed)
+    assert said in caught.value.message
+
+
+def test_a_missing_file_or_template_is_named(tmp_path: Path) -> None:
+    riddles(tmp_path)
+    (tmp_path / "riddles.jinja").unlink()
+    with pytest.raises(RecipeError, match=r"has no prompt: .*riddles\.jinja"):
+        load_recipe(str(tmp_path / "recipe.yaml"))
+    (tmp_path / "riddles.py").unlink()
+    with pytest.raises(RecipeError, match=r"there is no file riddles\.py"):
+        load_recipe(str(tmp_path / "recipe.yaml"))
+
+
+def test_what_fails_in_one_row_is_a_reject(tmp_path: Path, store: Store, ray_cluster: None) -> None:
+    broken = KIND.replace('raise Refused("unlucky", "a multiple of five")', "return len(text)").replace(
+        'seeds = {"thing"', 'assert row != 5, "no luck"\n        seeds = {"thing"'
+    )
+    broken = broken.replace("if len(text) % 5 == 0:", 'if prompt.seeds["thing"] == "snow":')
+    artifact = make(store, riddles(tmp_path, kind=broken))
+    assert artifact.manifest.reasons["prompt-failed"] == 1
+    assert artifact.manifest.reasons["parse-failed"] in (1, 2)
+    details = {row["reason"]: row["detail"] for row in rows(artifact, "rejects")}
+    assert details["prompt-failed"] == "AssertionError: no luck"
+    assert "not a Parsed" in details["parse-failed"]
+
+
+def test_the_documents_example_is_right(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "generators.md").read_text(encoding="utf-8")
+    (python,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (stages,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (template,) = re.findall(r"`riddles.jinja`: `(.*?)`", page)
+    (tmp_path / "riddles.py").write_text(python)
+    (tmp_path / "riddles.jinja").write_text(template)
+    (tmp_path / "recipe.yaml").write_text(f"name: own\n{stages}")
+    stage = load_recipe(str(tmp_path / "recipe.yaml")).stages["riddles"].stage
+    assert isinstance(stage, PromptedStage)
+    asked = {stage.prompt(row).messages[0]["content"] for row in range(8)}
+    assert len(asked) == 8
+    assert "Write a funny riddle about the wind." in asked
+
+
+def test_the_documents_say_how_many_prompts_there_are() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "generators.md").read_text(encoding="utf-8")
+    for kind, stage in (("stories", Stories), ("textbooks", Textbooks)):
+        settings = stage.Settings(rows=1)
+        assert re.search(rf"\| `{kind}` \|.*\| {len(stage(kind, settings, 0).combinations):,} \|", page)
