@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.resources
 from functools import cached_property
 from itertools import combinations
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -79,7 +79,7 @@ class Stories(PromptedStage):
         return [chosen for size in sizes for chosen in combinations(FEATURES, size)]
 
     @cached_property
-    def axes(self) -> dict[str, list[object]]:
+    def axes(self) -> dict[str, list[Any]]:
         """What is combined: the choices by name; no two rows share all of them."""
         settings = self.settings
         return {

@@ -15,10 +15,10 @@ from generators.stories import Stories
 from generators.textbooks import Textbooks
 from hornbook.artifact import Artifact
 from hornbook.errors import RecipeError
-from hornbook.inspection import trace_document
 from hornbook.pipeline import plan_recipe, run_recipe
 from hornbook.recipe import Recipe, load_recipe
 from hornbook.store import Store
+from hornbook.trace import trace_document
 
 KIND = '''
 from functools import cached_property
