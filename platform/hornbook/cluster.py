@@ -75,6 +75,11 @@ def resources() -> Resources:
     return Resources(nodes=len(alive), cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
 
 
+def expected_gpus() -> float:
+    """Return how many GPUs the connected cluster has."""
+    return resources().gpus
+
+
 def require_shared_store(store: Store) -> None:
     """Refuse a store on this machine's disk when the cluster has several machines.
 
