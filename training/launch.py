@@ -137,12 +137,7 @@ def _fit(context: StageContext, job: Job, workers: int | None, max_failures: int
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from hornbook.cluster import resources
-
-    cluster = resources()
-    use_gpu = cluster.gpus > 0
-    count = workers or (int(cluster.gpus) if use_gpu else CPU_WORKERS)
-    cpus = min(1.0, cluster.cpus / (2 * count))  # a processor may be held by an engine that the run still needs
+    count, use_gpu, cpus = _worker_shape(workers)
     storage = job.folder / RAY_FOLDER
     name = (
         f"{context.stage}-{context.run}-{uuid.uuid4().hex[:8]}"  # one used again would bring Ray's own resume into play
@@ -175,6 +170,19 @@ def _fit(context: StageContext, job: Job, workers: int | None, max_failures: int
             f"read the workers' logs in Ray's folder, then run again: checkpoints are kept in "
             f"{context.artifact.store.describe(context.artifact.folder)}/checkpoints",
         ) from failure
+
+
+def _worker_shape(workers: int | None) -> tuple[int, bool, float]:
+    """Return how many workers there are to be, whether each has a GPU, and its share of processors.
+
+    GPUs that the cluster would start when they are asked for count, or nobody would ever ask.
+    """
+    from hornbook.cluster import expected_gpus, resources
+
+    gpus = expected_gpus()
+    count = workers or int(gpus) or CPU_WORKERS
+    cpus = min(1.0, resources().cpus / (2 * count))  # a processor may be held by an engine that the run still needs
+    return count, gpus > 0, cpus
 
 
 def _reason(error: Exception) -> str:
