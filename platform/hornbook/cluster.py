@@ -173,12 +173,4 @@ def _connection_cure(address: str, error: str) -> str:
         return "the cluster wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the token's file"
     if address == "local":
         return "check free memory and disk under /tmp/ray (`hornbook doctor`), then run again"
-    if address != "auto":  # something answered there, and Ray does not say why it is not taken in
-        token = "the token here may not be the cluster's"
-        if os.environ.get("RAY_AUTH_MODE") != "token":
-            token = "this process has no token, and the cluster may want one"
-        return (
-            f"{token}: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the token's file; else compare `ray --version` "
-            "here and there, or unset RAY_ADDRESS to run on this machine"
-        )
     return "start one with `ray start --head`, unset RAY_ADDRESS to run on this machine, or check `ray status`"

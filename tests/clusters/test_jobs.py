@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,25 +47,6 @@ def recipe(tmp_path: Path) -> Path:
         )
     )
     return path
-
-
-TRAINING = """\
-name: job
-seed: 3
-engine: {kind: echo}
-stages:
-  stories: {kind: stories, rows: 64, sampling: {max_tokens: 64}}
-  tokenizer: {kind: tokenizer, inputs: {documents: stories}, vocabulary: 512}
-  packed: {kind: pack, inputs: {documents: stories, tokenizer: tokenizer}, validation_share: 0.1}
-  pretrain:
-    kind: pretrain
-    inputs: {tokens: packed, tokenizer: tokenizer}
-    phases: [{name: stable, steps: 4}]
-    max_epochs: 1000
-    workers: 2
-    model: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 2}
-    loop: {global_batch: 4, sequence_length: 32, validate_every: 4, validation_rows: 2, checkpoint_every: 2}
-"""
 
 
 def finished(head: RayHead, identifier: str, seconds: float = 120) -> Any:
@@ -149,6 +132,8 @@ def test_submit_is_deterministic_and_never_starts_the_same_work_twice(
     assert {name: info.metadata[name] for name in ("recipe", "fingerprint", "command", "hornbook")} == {
         name: first.metadata[name] for name in ("recipe", "fingerprint", "command", "hornbook")
     }
+    shown = asked(head, f"/api/jobs/{first.id}")["metadata"]  # what the dashboard's page of the job shows
+    assert (shown["recipe"], shown["fingerprint"]) == ("tiny", first.metadata["fingerprint"])
     manifests = [json.loads(path.read_text()) for path in (head.store / "artifacts").rglob("manifest.json")]
     assert [manifest["counts"]["planned"] for manifest in manifests] == [8]
 
@@ -201,33 +186,130 @@ def test_submit_where_no_ray_listens_names_the_cure(recipe: Path, monkeypatch: p
     assert "--address" in nobody.value.cure
 
 
-@pytest.mark.slow
-def test_the_two_commands_run_as_the_readme_says(head: RayHead, tmp_path: Path) -> None:
-    """`generate-textbooks`, then `train-phi-style` on what it left: Ray Data and Ray Train inside submitted jobs."""
-    recipe = tmp_path / "job.yaml"
-    recipe.write_text(TRAINING)
-    done = head.submit("generate-textbooks", "--recipe", str(recipe), "--set", "stages.stories.rows=48")
-    assert done.returncode == 0, done.stdout + done.stderr
-    done = head.submit("train-phi-style", "--recipe", str(recipe), "--set", "stages.stories.rows=48")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "stories: reused" in done.stdout
-    runs = [json.loads(path.read_text()) for path in head.store.glob("runs/job-*/run.json")]
-    [run] = [run for run in runs if run["command"] == "train-phi-style"]
-    assert run["state"] == "succeeded"
-    assert {name: stage["state"] for name, stage in run["stages"].items()} == {
-        "stories": "reused",
-        "tokenizer": "made",
-        "packed": "made",
-        "pretrain": "made",
+# The recipe `demo` small: every stage runs, on few rows, with the engine that needs no model. That one cannot write a
+# question with its answer, so those come from an endpoint.
+SMALL_DEMO = [
+    "engine.kind=echo",
+    "stages.export.serving.kind=echo",
+    "stages.questions.engine.kind=openai",
+    "stages.stories.rows=32",
+    "stages.textbooks.rows=16",
+    "stages.web.files=120",
+    "stages.labels.sample=40",
+    "stages.quality.trees=20",
+    "stages.tokenizer.vocabulary=512",
+    "stages.pretrain.phases=[{name: stable, steps: 3}, {name: decay, steps: 1}]",
+    "stages.pretrain.model={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2, "
+    "num_key_value_heads: 2}",
+    "stages.pretrain.loop.global_batch=4",
+    "stages.pretrain.loop.sequence_length=64",
+    "stages.pretrain.loop.validation_rows=2",
+    "stages.sft.epochs=0.5",
+    "stages.sft.workers=1",
+    *(f"stages.{stage}.workers=1" for stage in ("embeddings", "quality")),
+    *(f"stages.pack-{source}.workers=1" for source in ("stories", "textbooks", "web", "questions")),
+    "stages.export.sampling.max_tokens=8",
+]
+
+
+@contextmanager
+def endpoint() -> Iterator[str]:
+    """An OpenAI-compatible endpoint that always writes one question and its answer; yields its URL."""
+    message = {"role": "assistant", "content": "Question: Why does ice float?\nAnswer: Ice is lighter than the water."}
+    reply = {
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 30, "completion_tokens": 14},
     }
 
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = json.dumps(reply).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+
+
+def asked(head: RayHead, path: str) -> Any:
+    """Return what the dashboard's HTTP API says."""
+    headers = {"Authorization": f"Bearer {head.environment['RAY_AUTH_TOKEN']}"}
+    with urllib.request.urlopen(urllib.request.Request(head.address + path, headers=headers), timeout=30) as reply:
+        return json.load(reply)
+
+
+def exported_metrics(head: RayHead) -> set[str]:
+    """Return the names of hornbook's metrics that a Prometheus would read now, with the stage where they have one."""
+    with urllib.request.urlopen(f"{head.metrics}/metrics", timeout=10) as reply:
+        text = reply.read().decode()
+    found = re.findall(r"^ray_(hornbook_\w+)\{([^}]*)\}", text, re.MULTILINE)
+    stages = [(name, re.search(r'[{,]?stage="([^"]*)"', tags)) for name, tags in found]
+    return {f"{name} {stage.group(1)}" if stage else name for name, stage in stages}
+
+
+@contextmanager
+def watched_metrics(head: RayHead) -> Iterator[set[str]]:
+    """Read the metrics once a second, as Prometheus does: a driver's end with it."""
+    seen: set[str] = set()
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            with suppress(OSError):
+                seen.update(exported_metrics(head))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+
 
 @pytest.mark.slow
-def test_the_demos_generators_run_as_a_job(head: RayHead) -> None:
-    """The README's line on the recipe `demo`, with the engine that needs no model; test_engines has the real one."""
-    small = [f"--set=stages.{stage}.rows=16" for stage in ("stories", "textbooks")]
-    done = head.submit("generate-textbooks", "--recipe", "demo", "--set", "engine.kind=echo", *small)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_the_demo_runs_as_the_two_jobs_of_the_readme_and_the_dashboard_shows_it(head: RayHead) -> None:
+    with watched_metrics(head) as metrics, endpoint() as url:
+        changes = [*SMALL_DEMO, f"stages.questions.engine.base_url={url}"]
+        settings = [word for change in changes for word in ("--set", change)]
+        done = head.submit("generate-textbooks", "--recipe", "demo", *settings)
+        assert done.returncode == 0, done.stdout + done.stderr
+        done = head.submit("train-phi-style", "--recipe", "demo", *settings)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "textbooks: reused" in done.stdout
     runs = [json.loads(path.read_text()) for path in head.store.glob("runs/demo-*/run.json")]
-    assert [(run["command"], run["state"]) for run in runs] == [("generate-textbooks", "succeeded")]
-    assert {"stories", "textbooks", "questions"} <= set(runs[0]["stages"])
+    assert {run["command"]: run["state"] for run in runs} == {
+        "generate-textbooks": "succeeded",
+        "train-phi-style": "succeeded",
+    }
+    trained = next(run for run in runs if run["command"] == "train-phi-style")
+    assert {trained["stages"][name]["state"] for name in ("stories", "textbooks", "questions")} == {"reused"}
+    jobs = [job for job in asked(head, "/api/jobs/") if "--recipe demo" in job["entrypoint"]]
+    assert {job["status"] for job in jobs} == {"SUCCEEDED"}
+    datasets = [
+        found["dataset"] for job in jobs for found in asked(head, f"/api/data/datasets/{job['job_id']}")["datasets"]
+    ]
+    for stage in ("stories", "textbooks", "questions", "web", "labels", "embeddings", "quality", "pack-web"):
+        assert any(name.startswith(f"{stage}_") for name in datasets), datasets
+    training = [job["job_id"] for job in jobs if "train-phi-style" in job["entrypoint"]]
+    train_runs = [run for run in asked(head, "/api/train/v2/runs/v1")["train_runs"] if run["job_id"] in training]
+    assert {run["status"] for run in train_runs} == {"FINISHED"}, train_runs
+    assert [sum(stage in run["name"] for run in train_runs) for stage in ("pretrain", "sft")] == [1, 1], train_runs
+    assert {"hornbook_stage_done stories", "hornbook_stage_planned web", "hornbook_tokens_total"} <= metrics, metrics
+    traced = head.hornbook("trace", f"{trained['run']}@2:1:5")
+    assert traced.returncode == 0, traced.stderr
+    assert "step 2, row 1, position 5" in traced.stdout
+    assert "document " in traced.stdout
+    assert "artifact artifacts/" in traced.stdout
+    for place, said in (("2:1", "is not RUN@STEP:ROW:POSITION"), ("99:0:0", "step 99")):
+        refused = head.hornbook("trace", f"{trained['run']}@{place}")
+        assert (refused.returncode, said in refused.stderr, "Traceback" in refused.stderr) == (1, True, False), refused

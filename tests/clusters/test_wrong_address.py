@@ -75,14 +75,14 @@ def other_program(speaks: bool = True) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("token", "said"),
     [
-        ({"RAY_AUTH_MODE": "", "RAY_AUTH_TOKEN": ""}, "this process has no token"),
-        ({"RAY_AUTH_TOKEN": "0" * 64}, "the token here may not be the cluster's"),
+        ({"RAY_AUTH_MODE": "", "RAY_AUTH_TOKEN": ""}, "wants its token, and this process has none"),
+        ({"RAY_AUTH_TOKEN": "0" * 64}, "refuses the token of this process"),
     ],
     ids=["none", "wrong"],
 )
 def test_a_head_that_wants_a_token(head: RayHead, tmp_path: Path, token: dict[str, str], said: str) -> None:
     told = run(tmp_path, head.control_store, HOME=str(tmp_path), **token)
-    refused(told, tmp_path, f"Ray at {head.control_store} cannot be used", said, "RAY_AUTH_TOKEN_PATH")
+    refused(told, tmp_path, f"the cluster at RAY_ADDRESS={head.control_store} {said}", "RAY_AUTH_TOKEN_PATH")
 
 
 def test_a_port_that_another_program_holds(tmp_path: Path) -> None:

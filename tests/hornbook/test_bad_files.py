@@ -101,4 +101,4 @@ def test_rows_that_are_no_text_are_rejected_by_file_and_reason(
     for path, reason in ((huge, "too-long"), (latin, "encoding"), (torn, "not-json"), (torn, "no-text")):
         assert any(str(path) in line and reason in line for line in shown.splitlines()), shown
     assert f"  {empty} is empty" in shown.splitlines()
-    assert "50000000 bytes" in shown
+    assert "50000001 bytes" in shown
