@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import io
 import itertools
 import json
 import math
@@ -31,7 +30,7 @@ from hornbook.engines.interface import EngineSettings
 from hornbook.engines.pool import EngineHandle
 from hornbook.errors import DataError
 from hornbook.judge import Rubric, content_free_prior, judge
-from hornbook.parts import PartCommit, PartContent, PartRange, same_ids
+from hornbook.parts import PartCommit, PartContent, PartRange, parquet_bytes, same_ids
 from hornbook.partwork import PartMaker
 from hornbook.plan import derive_seed
 from hornbook.settings import Settings
@@ -112,7 +111,7 @@ class Annotate(Stage):
             sample = draw_sample(documents, self.settings.sample, derive_seed(context.seed, "annotate"))
             if sample.num_rows == 0:
                 raise DataError(f"{self.name}: there are no documents to grade", "look at the rejects of its inputs")
-            store.create(f"{folder}/{SAMPLE}", _parquet(sample))
+            store.create(f"{folder}/{SAMPLE}", parquet_bytes(sample))
         with store.open_input(f"{folder}/{SAMPLE}") as file:
             sample = pq.read_table(file)
         engine = context.open_engine(self.settings.engine)
@@ -252,12 +251,6 @@ def sample_ranges(sample: pa.Table, part_rows: int) -> list[PartRange]:
         for low, stop in itertools.pairwise(borders)
         for start in range(low, stop, part_rows)
     ]
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
 
 
 # --- figures for the report ------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from pydantic import Field
 from hornbook.artifact import Artifact
 from hornbook.documents import Document, Reject, content_key, document_id, documents_table, rejects_table
 from hornbook.errors import DataError, RecipeError
-from hornbook.parts import PartContent, PartRange
+from hornbook.parts import PartContent, PartRange, parquet_bytes
 from hornbook.partwork import PartMaker
 from hornbook.settings import Settings
 from hornbook.stage import Expected, Stage, StageContext, StageResult
@@ -90,7 +90,7 @@ class Files(Stage):
         """Write the plan unless an earlier attempt did, then read every range."""
         store, name = context.artifact.store, f"{context.artifact.folder}/{PLAN}"
         if not store.exists(name):
-            store.create(name, _parquet(make_plan(self.files, self.settings)))
+            store.create(name, parquet_bytes(make_plan(self.files, self.settings)))
         with store.open_input(name) as file:
             plan = pq.read_table(file).to_pylist()
         if not plan:
@@ -321,9 +321,3 @@ def _remote_mark(name: str) -> str:
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{name} cannot be looked at: {error}", "check the URL and the credentials") from error
     return hashlib.sha256(f"{name} {info.size} {info.mtime_ns}".encode()).hexdigest()
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()

@@ -12,7 +12,6 @@ import csv
 import fnmatch
 import hashlib
 import importlib.metadata
-import io
 import itertools
 import re
 import sys
@@ -31,7 +30,7 @@ from classifiers.strata import fair_shares
 from hornbook.artifact import Artifact
 from hornbook.documents import Document, Reject, content_key, document_id, documents_table, rejects_table
 from hornbook.errors import DataError, RecipeError
-from hornbook.parts import PartContent, PartRange, planned_ranges
+from hornbook.parts import PartContent, PartRange, parquet_bytes, planned_ranges
 from hornbook.partwork import PartMaker
 from hornbook.plan import derive_seed, permute
 from hornbook.settings import Settings, nearest, runtime
@@ -108,7 +107,7 @@ class InstalledPython(Stage):
                 f"{self.name}: no installed file matches the settings",
                 "widen min_bytes, max_bytes, exclude or distributions",
             )
-        store.create(f"{folder}/{PLAN}", _parquet(self.plan))
+        store.create(f"{folder}/{PLAN}", parquet_bytes(self.plan))
         maker = ReadFiles(self.settings, context.artifact)
         totals = context.make_parts(maker, planned_ranges(self.plan.num_rows, self.settings.part_rows), unit="files")
         distributions = len(set(self.plan.column("distribution").to_pylist()))
@@ -237,12 +236,6 @@ def _normal(name: str) -> str:
 
 def _hexadecimal(urlsafe: str) -> str:
     return base64.urlsafe_b64decode(urlsafe + "=" * (-len(urlsafe) % 4)).hex()
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
 
 
 # --- one file --------------------------------------------------------------------------------------------------------

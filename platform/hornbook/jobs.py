@@ -35,7 +35,7 @@ ENTRY_POINTS = {
 }
 """Modules rather than console scripts: the job then needs no installation of hornbook on the cluster, only its needs."""
 
-PASSED_ON = ("HORNBOOK_STORE_SHARED", "HORNBOOK_LOG_LEVEL")
+PASSED_ON = ("HORNBOOK_STORE_SHARED",)
 """Environment variables that a job gets from here besides the store. Never a secret: anyone who may see the job sees
 its runtime environment. Keys belong into the cluster's own environment."""
 

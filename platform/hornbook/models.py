@@ -117,6 +117,8 @@ def digest(name: str) -> str:
 
 def is_here(name: str) -> bool:
     """Tell whether `digest(name)` needs no download; a wrong name needs none, `digest` says what is wrong."""
+    if "://" in name:
+        return False
     if _is_folder(name) or name in EMBEDDED or not _is_hub_name(name):
         return True
     return _cached_hub_folder(name) is not None

@@ -139,9 +139,9 @@ def commit_part(store: Store, folder: str, part: PartRange, content: PartContent
     attempt = uuid.uuid4().hex[:12]
     files = []
     if content.table is not None:
-        files.append(_write_file(store, folder, part, attempt, "data", "parquet", _parquet(content.table)))
+        files.append(_write_file(store, folder, part, attempt, "data", "parquet", parquet_bytes(content.table)))
     if rejects.num_rows:
-        files.append(_write_file(store, folder, part, attempt, "rejects", "parquet", _parquet(rejects)))
+        files.append(_write_file(store, folder, part, attempt, "rejects", "parquet", parquet_bytes(rejects)))
     for role, data in content.files.items():
         suffix = "parquet" if data[:4] == b"PAR1" else "bin"
         files.append(_write_file(store, folder, part, attempt, role, suffix, data))
@@ -244,7 +244,8 @@ def _write_file(
     return PartFile(role, name, len(data), hashlib.sha256(data).hexdigest())
 
 
-def _parquet(table: pa.Table) -> bytes:
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Return a table as the bytes of a Parquet file, as parts hold them."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
