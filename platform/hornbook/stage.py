@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, SupportsIndex
 
 from hornbook.artifact import Artifact
 from hornbook.errors import DataError, Stopped
@@ -98,11 +98,11 @@ class Stage(ABC):
         self.settings = settings
         self.seed = seed
 
-    def __reduce__(self) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         """Pickle a user's own kind together with its source: a worker need not have the file."""
         module = sys.modules[type(self).__module__]
         if not hasattr(module, OWN_SOURCE):
-            return super().__reduce_ex__(2)
+            return super().__reduce_ex__(protocol)
         source = (module.__name__, str(module.__file__), getattr(module, OWN_SOURCE))
         return _rebuild, (source, type(self).__name__, pickle.dumps(self.__getstate__()))
 
@@ -149,7 +149,7 @@ def _rebuild(source: tuple[str, str, str], name: str, state: bytes) -> Stage:
 
     module = sys.modules.get(source[0]) or own_module(*source)
     stage = object.__new__(getattr(module, name))
-    vars(stage).update(pickle.loads(state))  # made by `Stage.__reduce__`, on the driver of the same run
+    vars(stage).update(pickle.loads(state))  # made by `Stage.__reduce_ex__`, on the driver of the same run
     return stage
 
 
