@@ -146,7 +146,7 @@ class PromptedStage(Stage):
                 f"stages.{self.name}.sampling.end_bias: an endpoint does not say which token ends its model's replies",
                 "set end_bias: 0, or use the vllm engine",
             )
-        if distinct:
+        if not self.inputs:  # else the first prompt needs documents that are not there yet
             self._check_prompt()
 
     def _check_prompt(self) -> None:
@@ -161,6 +161,8 @@ class PromptedStage(Stage):
             ) from None
         except Refused:
             return
+        except RecipeError:
+            raise
         except Exception as error:
             raise RecipeError(
                 f"stages.{self.name}: the kind {self.kind!r} fails to make its first prompt: {type(error).__name__}: {error}"
@@ -183,7 +185,10 @@ class PromptedStage(Stage):
         try:
             return path.read_text(encoding="utf-8")
         except OSError as error:
-            raise RecipeError(f"stages.{self.name}: the kind {self.kind!r} has no prompt: {error}") from None
+            raise RecipeError(
+                f"stages.{self.name}: the kind {self.kind!r} has no prompt: {error}",
+                f"write it as a Jinja template into {path.name} beside {path.with_suffix('.py').name}",
+            ) from None
 
     @cached_property
     def template(self) -> jinja2.Template:

@@ -16,14 +16,14 @@ def describe_kinds() -> list[list[str]]:
     for kind in STAGES:
         found = stage_class(kind, "hornbook stages")
         inputs = ", ".join(f"{role}{'*' if declared.optional else ''}" for role, declared in found.inputs.items())
-        rows.append([kind, found.produces, inputs or "-", (found.__doc__ or "").strip().splitlines()[0]])
+        rows.append([kind, found.produces, inputs or "-", _first_line(found)])
     return rows
 
 
 def describe_kind(kind: str) -> str:
     """Return a kind's inputs and settings as text."""
     found = stage_class(kind, "hornbook stages")
-    lines = [f"{kind}: {(found.__doc__ or '').strip().splitlines()[0]}", f"  makes {found.produces}", "inputs"]
+    lines = [f"{kind}: {_first_line(found)}", f"  makes {found.produces}", "inputs"]
     for role, declared in found.inputs.items():
         notes = [note for note, holds in (("several stages", declared.many), ("optional", declared.optional)) if holds]
         lines.append(f"  {role}: {declared.produces}{f' ({chr(44).join(notes)})' if notes else ''}")
@@ -41,13 +41,23 @@ def _settings(model: type[BaseModel], indent: str) -> list[str]:
         nested = (
             field.annotation if isinstance(field.annotation, type) and issubclass(field.annotation, Settings) else None
         )
-        default = "required" if field.is_required() else "" if nested else f"default {_plain(field.default)}"
+        default = (
+            "required"
+            if field.is_required()
+            else ""
+            if nested
+            else f"default {_plain(field.get_default(call_default_factory=True))}"
+        )
         lines.append(
             f"{indent}{mark}{name}: {default}{'. ' if default and field.description else ''}{field.description or ''}"
         )
         if nested is not None:
             lines += _settings(nested, indent + "    ")
     return lines
+
+
+def _first_line(kind: type) -> str:
+    return next(iter((kind.__doc__ or "").strip().splitlines()), "no description: give the class a docstring")
 
 
 def _plain(value: Any) -> str:

@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 from hornbook import __version__
 from hornbook.documents import canonical_json
 from hornbook.errors import ClusterError, HornbookError, RecipeError, StoreError
+from hornbook.fingerprint import data_files
 from hornbook.one_version import STAGE_PACKAGES, require_one_version
 from hornbook.recipe import load_recipe, recipe_names
+from hornbook.stages import own_file
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -147,7 +149,13 @@ def job_store() -> str:
 
 @contextmanager
 def staged_code(recipe: Path) -> Iterator[tuple[Path, str]]:
-    """Copy the code and one recipe into a temporary folder laid out like the repository; yield it and the recipe's path."""
+    """Copy the code and one recipe into a temporary folder laid out like the repository; yield it and the recipe's path.
+
+    Kinds that the recipe names by their file go along, with their templates.
+
+    Raises:
+        RecipeError: such a file does not lie below the recipe's or the current folder, so that a job would not find it.
+    """
     with tempfile.TemporaryDirectory(prefix="hornbook-job-") as name:
         folder = Path(name)
         ignore = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
@@ -157,7 +165,26 @@ def staged_code(recipe: Path) -> Iterator[tuple[Path, str]]:
         shutil.copytree(_package_folder("hornbook"), folder / "platform" / "hornbook", ignore=ours)
         (folder / "recipes").mkdir()
         shutil.copy(recipe, folder / "recipes" / recipe.name)
+        for file, path in own_kinds(recipe).items():
+            if Path(file).is_absolute() or ".." in Path(file).parts:
+                raise RecipeError(
+                    f"{recipe}: a job cannot take along {file}", "name it relative to the recipe's folder"
+                )
+            target = folder / "recipes" / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for part in [path, *data_files(path)]:
+                shutil.copy(part, target.parent)
         yield folder, f"recipes/{recipe.name}"
+
+
+def own_kinds(recipe: Path) -> dict[str, Path]:
+    """Return the files of the kinds that a recipe names as `FILE.py:CLASS`: as it names them, and where they lie."""
+    import yaml
+
+    stages = yaml.safe_load(recipe.read_text(encoding="utf-8")).get("stages", {})
+    named = {str(stage.get("kind", "")).rpartition(":")[0] for stage in stages.values()}
+    found = {file: own_file(file, recipe.parent) for file in named if file.endswith(".py")}
+    return {file: path for file, path in found.items() if path is not None}
 
 
 def runtime_environment(folder: Path, store: str) -> dict[str, Any]:
@@ -172,11 +199,11 @@ def runtime_environment(folder: Path, store: str) -> dict[str, Any]:
 
 
 def code_digest(folder: Path) -> str:
-    """Return a hash over the names and contents of all files under a staged folder, recipes apart."""
+    """Return a hash over the names and contents of all files under a staged folder, recipes apart (but not their kinds)."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
-        if not name.startswith("recipes/"):
+        if not (name.startswith("recipes/") and path.suffix in (".yaml", ".yml")):
             digest.update(f"{name}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
 

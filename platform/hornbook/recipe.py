@@ -167,16 +167,29 @@ def _stage(name: str, value: dict[str, Any], top: RecipeFile, where: str, folder
     raw_inputs = value.pop("inputs", {}) or {}
     if not isinstance(raw_inputs, dict):
         raise RecipeError(f"{place}.inputs: a mapping from role to stage names, got {raw_inputs!r}")
-    inputs = {role: [names] if isinstance(names, str) else list(names or []) for role, names in raw_inputs.items()}
+    inputs = {role: _names(names, f"{place}.inputs.{role}") for role, names in raw_inputs.items()}
     if "engine" in implementation.Settings.model_fields and top.engine:
-        value["engine"] = {**top.engine, **(value.get("engine") or {})}
+        own = value.get("engine") or {}
+        if not isinstance(own, dict):
+            raise RecipeError(f"{place}.engine: settings of an engine, got {own!r}", f"say engine: {{kind: {own}}}")
+        value["engine"] = {**top.engine, **own}
     settings = validate(implementation.Settings, value, place)
-    stage = implementation(name, settings, top.seed)
+    try:
+        stage = implementation(name, settings, top.seed)
+    except TypeError as error:  # a user's kind that leaves out what it must say
+        raise RecipeError(f"{place}.kind: {kind}: {error}") from None
     try:
         stage.check()
     except RecipeError as error:
         raise RecipeError(f"{where}: {error.message}", error.cure) from None
     return RecipeStage(name, stage, inputs, _group(implementation))
+
+
+def _names(value: Any, where: str) -> list[str]:
+    names = [value] if isinstance(value, str) else value or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RecipeError(f"{where}: the name of a stage, or a list of names, got {value!r}")
+    return names
 
 
 def _group(implementation: type[Stage]) -> str:

@@ -7,9 +7,9 @@ that a laptop and a cluster agree on what an artifact is.
 from __future__ import annotations
 
 import difflib
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hornbook.errors import RecipeError
 
@@ -20,6 +20,18 @@ class Settings(BaseModel):
     """Immutable settings; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_is_a_list_of_one(cls, values: Any) -> Any:
+        """Take `lengths: any` for `lengths: [any]`: people write one value where a list may stand."""
+        if not isinstance(values, dict):
+            return values
+        lists = {name for name, field in cls.model_fields.items() if get_origin(field.annotation) is tuple}
+        return {
+            name: [value] if name in lists and isinstance(value, str | int | float) else value
+            for name, value in values.items()
+        }
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that affect results, JSON-ready: everything but the fields marked `runtime`."""

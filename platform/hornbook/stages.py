@@ -64,13 +64,13 @@ def stage_class(kind: str, where: str, folder: Path | None = None) -> type[Stage
 
 def _own_class(kind: str, where: str, folder: Path | None) -> type[Stage]:
     file, _, name = kind.rpartition(":")
-    found = [path for path in ([folder / file] if folder else []) + [Path(file)] if path.is_file()]
-    if not found:
+    path = own_file(file, folder)
+    if path is None:
         raise RecipeError(
             f"{where}.kind: there is no file {file}", "a path from the recipe's folder or the current one"
         )
     try:
-        own = getattr(_load(found[0].resolve()), name)
+        own = getattr(_load(path.resolve()), name)
     except AttributeError:
         raise RecipeError(f"{where}.kind: {file} has no class {name}") from None
     except Exception as error:  # whatever a user's file does when it is imported
@@ -84,6 +84,12 @@ def _own_class(kind: str, where: str, folder: Path | None) -> type[Stage]:
         if not hasattr(own, attribute):
             raise RecipeError(f"{where}.kind: the class {name} of {file} has no {attribute!r}")
     return own
+
+
+def own_file(file: str, folder: Path | None) -> Path | None:
+    """Return where a kind's file lies: below the recipe's folder, else the current one; None if nowhere."""
+    places = [folder / file] if folder else []
+    return next((path for path in [*places, Path(file)] if path.is_file()), None)
 
 
 def _load(path: Path) -> ModuleType:

@@ -14,7 +14,9 @@ from generators.prompted import PromptedStage
 from generators.stories import Stories
 from generators.textbooks import Textbooks
 from hornbook.artifact import Artifact
+from hornbook.describe import describe_kind
 from hornbook.errors import RecipeError
+from hornbook.jobs import code_digest, staged_code
 from hornbook.pipeline import plan_recipe, run_recipe
 from hornbook.recipe import Recipe, load_recipe
 from hornbook.store import Store
@@ -112,6 +114,7 @@ def test_it_has_a_plan_rejects_lineage_and_a_fingerprint(tmp_path: Path, store: 
         ({"kind": KIND.replace("class Riddles", "class Puzzles")}, "riddles.py has no class Riddles"),
         ({"kind": "class Riddles: pass"}, "riddles.py:Riddles is no stage"),
         ({"tones": 3}, "stages.riddles.tones"),
+        ({"kind": KIND.replace("def prompt", "def prompts")}, "abstract"),
         ({"rows": 9}, "9 asked, but there are 8 distinct prompts"),
     ],
 )
@@ -151,7 +154,7 @@ def test_the_documents_example_is_right(tmp_path: Path) -> None:
     (template,) = re.findall(r"`riddles.jinja`: `(.*?)`", page)
     (tmp_path / "riddles.py").write_text(python)
     (tmp_path / "riddles.jinja").write_text(template)
-    (tmp_path / "recipe.yaml").write_text(f"name: own\n{stages}")
+    (tmp_path / "recipe.yaml").write_text(stages)
     stage = load_recipe(str(tmp_path / "recipe.yaml")).stages["riddles"].stage
     assert isinstance(stage, PromptedStage)
     asked = {stage.prompt(row).messages[0]["content"] for row in range(8)}
@@ -164,3 +167,27 @@ def test_the_documents_say_how_many_prompts_there_are() -> None:
     for kind, stage in (("stories", Stories), ("textbooks", Textbooks)):
         settings = stage.Settings(rows=1)
         assert re.search(rf"\| `{kind}` \|.*\| {len(stage(kind, settings, 0).combinations):,} \|", page)
+
+
+def test_a_job_takes_the_file_and_its_template_along(tmp_path: Path) -> None:
+    riddles(tmp_path)
+    with staged_code(tmp_path / "recipe.yaml") as (folder, recipe):
+        first = code_digest(folder)
+        found = load_recipe(str(folder / recipe)).stages["riddles"].stage
+        assert isinstance(found, PromptedStage) and "riddle about" in found.prompt(0).messages[0]["content"]
+    riddles(tmp_path, template=TEMPLATE + " Be brief.")
+    with staged_code(tmp_path / "recipe.yaml") as (folder, _):
+        assert code_digest(folder) != first, "another template is another job"
+    absolute = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    absolute["stages"]["riddles"]["kind"] = f"{tmp_path}/riddles.py:Riddles"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(absolute))
+    with pytest.raises(RecipeError, match="a job cannot take along"), staged_code(tmp_path / "recipe.yaml"):
+        pass
+
+
+def test_its_settings_are_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    riddles(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert "How they sound." in describe_kind("riddles.py:Riddles")
+    riddles(tmp_path, kind=KIND.replace('    """Riddles about things."""\n', ""))
+    assert "no description" in describe_kind("riddles.py:Riddles")

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from hornbook.errors import RecipeError
-from hornbook.recipe import load_recipe, recipe_names
+from hornbook.recipe import check_recipe, load_recipe, recipe_names
 
 GOOD = {
     "name": "small",
@@ -72,6 +72,8 @@ def test_overrides_are_yaml(tmp_path: Path) -> None:
         (changed("stages", "stories", "rows", value="many"), r"stages\.stories\.rows: .*integer.*got 'many'"),
         (changed("stages", "stories", "rows", value=-1), r"stages\.stories\.rows: .*greater than or equal to 1"),
         (changed("stages", "stories", "rows", value=10**15), "distinct prompts"),
+        (changed("stages", "stories", "engine", value="echo"), r"stages\.stories\.engine: .*got 'echo'"),
+        (changed("stages", "stories", "inputs", value={"documents": 5}), r"inputs\.documents: the name of a stage"),
         (changed("stages", "stories", "kind", value="storys"), r"no stage kind 'storys' \(did you mean 'stories'\?\)"),
         (changed("stages", "stories", value={"rows": 3}), r"stages\.stories\.kind: this setting is required"),
         (changed("stages", "questions", "inputs", value={}), r"inputs\.documents: questions needs this input"),
@@ -99,6 +101,14 @@ def test_what_is_wrong_is_named(tmp_path: Path, value: object, message: str) -> 
         load_recipe(write(tmp_path, value))
     assert caught.value.exit_code == 2
     assert "recipe.yaml" in str(caught.value)
+
+
+def test_one_value_stands_for_a_list_of_one() -> None:
+    one = check_recipe(changed("stages", "stories", "ages", value="5-6"), "test").stages["stories"].stage.settings
+    assert (
+        one
+        == check_recipe(changed("stages", "stories", "ages", value=["5-6"]), "test").stages["stories"].stage.settings
+    )
 
 
 @pytest.mark.parametrize(
