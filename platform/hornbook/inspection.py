@@ -230,7 +230,7 @@ def _some_rejects(artifact: Artifact) -> Iterator[str]:
                 missing[row["reason"]] -= 1
                 detail = f", detail={short(row['detail'])}" if row["detail"] else ""
                 unit = " ".join(row["unit"].split())[:SHOWN_UNIT]
-                yield f"  id={row['id']} {row['reason']}: unit={unit}{detail}"
+                yield f"  id={row['id']} {row['reason']}: unit={json.dumps(unit, ensure_ascii=False)}{detail}"
 
 
 def _first_rows(artifact: Artifact, rows: int) -> Iterator[str]:

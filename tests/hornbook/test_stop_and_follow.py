@@ -47,7 +47,7 @@ def test_a_run_is_followed_stopped_and_goes_on(
     watcher.start()
     answer = hornbook("run", str(recipe))
     watcher.join()
-    assert (answer.code, "stopped:" in answer.err, "cure:" in answer.err) == (0, True, True), answer
+    assert (answer.code, "stopped:" in answer.err, "cure:" in answer.err) == (3, True, True), answer
     [run] = run_ids(store)
     assert f"asked run {run} to stop" in told["stop"]
     lines = told["logs"].splitlines()
