@@ -256,23 +256,6 @@ def test_the_real_engine_reads_more_prompts_at_once_than_one_step_holds(real_poo
 
 
 @pytest.mark.slow
-def test_the_real_engine_comes_back_after_its_process_was_killed(real_pool: EnginePool, real_log: Path) -> None:
-    async def kill_midway(handle: EngineHandle) -> list[list[Reply]]:
-        work = asyncio.create_task(generate_all(handle, batches(3, 4), max_tokens=100))
-        while not log_counts(real_log)[0]["2/0"]:
-            await asyncio.sleep(0.1)
-        replica = psutil.Process(log_counts(real_log)[2][-1])
-        next(child for child in replica.children() if "EngineCore" in child.name() + " ".join(child.cmdline())).kill()
-        return await work
-
-    replies = asyncio.run(kill_midway(real_pool.handle()))
-    assert all(reply.finish_reason in ("stop", "length") for batch in replies for reply in batch)
-    assert real_pool.stats().restarts == 1
-    taken, _, engines = log_counts(real_log)
-    assert len(engines) == 2 and max(taken[f"{b}/{r}"] for b in range(3) for r in range(4)) <= 2
-
-
-@pytest.mark.slow
 def test_nothing_of_the_real_engine_outlives_a_killed_driver(tmp_path: Path) -> None:
     script = tmp_path / "driver.py"
     script.write_text(
