@@ -6,7 +6,6 @@ its kind in one table. Stages meet only on storage: each reads finished artifact
 
 from __future__ import annotations
 
-import pickle
 import sys
 import tempfile
 from abc import ABC, abstractmethod
@@ -104,7 +103,7 @@ class Stage(ABC):
         if not hasattr(module, OWN_SOURCE):
             return super().__reduce_ex__(protocol)
         source = (module.__name__, str(module.__file__), getattr(module, OWN_SOURCE))
-        return _rebuild, (source, type(self).__name__, pickle.dumps(self.__getstate__()))
+        return _of_own_module, (source, type(self).__name__), self.__getstate__()
 
     def models(self) -> Sequence[str]:
         """Return the names of the models it uses; their digests enter the fingerprint."""
@@ -144,13 +143,12 @@ class Stage(ABC):
         """Make the artifact in `context.artifact`; called again after a crash, it makes only what is missing."""
 
 
-def _rebuild(source: tuple[str, str, str], name: str, state: bytes) -> Stage:
+def _of_own_module(source: tuple[str, str, str], name: str) -> Stage:
+    """Return an empty stage of a user's kind, its module made first; unpickling fills in the state after this."""
     from hornbook.stages import own_module
 
     module = sys.modules.get(source[0]) or own_module(*source)
-    stage = object.__new__(getattr(module, name))
-    vars(stage).update(pickle.loads(state))  # made by `Stage.__reduce_ex__`, on the driver of the same run
-    return stage
+    return object.__new__(getattr(module, name))
 
 
 @dataclass
