@@ -117,7 +117,7 @@ class Job:
             model = build_model(model_config(self.preset, **self.overrides), self.seed)
         else:
             folder = self.start.local_folder("model")
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
         context = model.config.max_position_embeddings
         if self.settings.sequence_length > context:
             raise RecipeError(

@@ -40,7 +40,7 @@ def stream(
     folder = model_folder(store, model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        network = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32).eval()
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{folder} does not load: {error}", "`hornbook doctor` lists models; a model folder has a config.json"
