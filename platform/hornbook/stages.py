@@ -21,6 +21,8 @@ STAGES: dict[str, str] = {
     "stories": "generators.stories:Stories",
     "textbooks": "generators.textbooks:Textbooks",
     "questions": "generators.questions:Questions",
+    "exercises": "generators.exercises:Exercises",
+    "code-textbooks": "generators.code_textbooks:CodeTextbooks",
     "files": "classifiers.files:Files",
     "installed-python": "classifiers.installed_python:InstalledPython",
     "annotate": "classifiers.annotate:Annotate",

@@ -264,3 +264,15 @@ def test_a_stage_can_ask_before_anything_runs() -> None:
     require_sandbox()
     said = without_privilege("from hornbook.sandbox import *\nrequire_sandbox()", more_namespaces=False)
     assert "SandboxError: generated code cannot be confined here" in said
+
+
+def test_a_recipe_that_must_run_code_says_so_before_anything_is_made(tmp_path: Path) -> None:
+    code = (
+        "from hornbook.recipe import load_recipe\nfrom hornbook.pipeline import run_recipe\n"
+        "from hornbook.store import Store\n"
+        f"recipe = load_recipe('exercises', ['engine.kind=echo'])\nrun_recipe(recipe, Store({str(tmp_path)!r}))"
+    )
+    said = without_privilege(code, more_namespaces=False)
+    assert "SandboxError: stages.exercises: exercises runs what the model writes: generated code cannot be" in said
+    assert "cure: allow user namespaces" in said
+    assert not list(tmp_path.rglob("*.parquet")) and not list(tmp_path.rglob("events*"))
