@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
+from generators.checks import check_text
 from generators.exercises import STOPPED, require_code_runs
-from generators.prompted import Parsed, Prompt, PromptedStage, PromptSettings, Refused
+from generators.prompted import Messages, Parsed, Prompt, PromptedStage, PromptSettings, Refused
 from generators.python_code import python_blocks, without_blocks
 from hornbook.errors import RecipeError
 from hornbook.plan import Combinations, derive_seed
@@ -104,6 +105,7 @@ class CodeTextbooks(PromptedStage):
     expected_tokens: ClassVar[int] = 300
     too_many_rows: ClassVar[str] = "ask for fewer rows or add audiences, formats, difficulties, lengths or fields"
     cells: ClassVar[tuple[str, ...]] = ("audience", "format")
+    language: ClassVar[str] = "en"
     Settings = CodeTextbookSettings
     settings: CodeTextbookSettings
 
@@ -174,7 +176,7 @@ class CodeTextbooks(PromptedStage):
         ]
         return Prompt((*shown, *self._request(seeds)), seeds)
 
-    def _request(self, seeds: dict[str, Any]) -> tuple[dict[str, str], ...]:
+    def _request(self, seeds: dict[str, Any]) -> Messages:
         audience, rule = AUDIENCES[seeds["audience"]]
         rules = {
             "audience": audience,
@@ -204,6 +206,10 @@ class CodeTextbooks(PromptedStage):
         if self.settings.run == "all":
             run_snippets(snippets, self.settings.limits)
         return Parsed(text, {"snippets": len(snippets), "sessions": len(sessions), "ran": self.settings.run == "all"})
+
+    def check_text(self, prompt: Prompt, text: str) -> None:
+        """As for all kinds, but of the prose alone: code may repeat itself."""
+        check_text(without_blocks(text), self.settings.checks, prompt.required, self.language_of(prompt))
 
 
 def _data(name: str) -> list[str]:

@@ -11,11 +11,12 @@ import ast
 import importlib.resources
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from generators.prompted import Parsed, Prompt, PromptedStage, PromptSettings, Refused
+from generators.checks import check_text
+from generators.prompted import Messages, Parsed, Prompt, PromptedStage, PromptSettings, Refused, Sieve
 from generators.python_code import SyntaxSieve, answered_code, cut_out
 from hornbook.errors import RecipeError, SandboxError
 from hornbook.plan import Combinations, derive_seed
@@ -184,7 +185,7 @@ class Exercises(PromptedStage):
         others = [example for example in self.examples if example.takes != takes]
         return [*others[: max(0, number - len(own))], *own][:number]
 
-    def _request(self, name: str, takes: str, concept: str, difficulty: str) -> tuple[dict[str, str], ...]:
+    def _request(self, name: str, takes: str, concept: str, difficulty: str) -> Messages:
         return self.ask(name=name, takes=takes, concept=concept, rule=DIFFICULTIES[difficulty], asserts=ASSERTS_ASKED)
 
     def parse(self, prompt: Prompt, text: str) -> Parsed:
@@ -221,7 +222,11 @@ class Exercises(PromptedStage):
         expected = expected_values(tree, name) if "constants" in chosen else []
         return [*(["None"] if "none" in chosen else []), *expected, *(["its first argument"] * ("argument" in chosen))]
 
-    def sieves(self) -> list[Any]:
+    def check_text(self, prompt: Prompt, text: str) -> None:
+        """As for all kinds, but code may repeat itself."""
+        check_text(text, self.settings.checks.model_copy(update={"repetition": False}), prompt.required)
+
+    def sieves(self) -> list[Sieve]:
         """Refuse programs whose syntax tree an earlier one has, besides what all kinds refuse."""
         settings = self.settings
         return [*super().sieves(), SyntaxSieve(settings.ast_similarity, settings.ast_constants, settings.remembered)]

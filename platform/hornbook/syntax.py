@@ -14,6 +14,7 @@ MAX_DEPTH = 100
 
 MAX_CONSTANT = 40
 
+_BLOCKS = frozenset(("body", "orelse", "finalbody", "handlers"))
 _NAMED: dict[type, tuple[str, ...]] = {
     ast.Attribute: ("attr",),
     ast.alias: ("name",),
@@ -110,6 +111,8 @@ def _gather(node: ast.AST, found: list[str], parameters: dict[str, str], bound: 
             for child in value:
                 if isinstance(child, ast.AST):
                     _gather(child, found, parameters, bound, constants)
+            if field in _BLOCKS and value:
+                found.append(f"end_{field}")
         elif isinstance(value, ast.AST) and not isinstance(value, ast.expr_context):
             _gather(value, found, parameters, bound, constants)
 

@@ -61,6 +61,8 @@ def doctest(step: str, namespace: dict[str, Any]) -> str:
         return ""
     lines = [line.strip() for line in "".join(said).splitlines() if line.strip()]
     wrong = lines[lines.index("Failed example:") + 1 :]
+    if "Exception raised:" in wrong:
+        wrong = [wrong[0], wrong[-1]]
     return f"DocTestFailure: {' '.join(wrong)}"[:MAX_DETAIL]
 
 
