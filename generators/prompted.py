@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from generators.checks import Refused
 from hornbook.artifact import Artifact
 from hornbook.documents import (
     Document,
@@ -76,15 +77,6 @@ class Parsed:
 
     text: str
     meta: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Refused(Exception):
-    """An answer that is not wanted: a short reason, counted in the manifest, and a detail for people."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
 
 
 class PromptedStage(Stage):
