@@ -1,7 +1,7 @@
 """What an answer must pass before it becomes a document: checks of a text alone, cheap first, and the near-duplicate sieve.
 
 `check_text` looks at one text: is it the model's refusal, does it lack what was asked for, does it go in circles, is it in
-another language? A `Sieve` compares a text with the accepted ones before it. A check that is in doubt lets the text pass:
+another language? A sieve (`generators.prompted.Sieve`) compares a text with the accepted ones before it. A check that is in doubt lets the text pass:
 a corpus bears a few bad documents, but not a check that takes away one kind of good ones.
 """
 
@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import Field
 
@@ -85,20 +85,6 @@ def check_text(text: str, settings: CheckSettings, required: Sequence[str] = (),
         raise Refused("repetition", repetition)
     if settings.language and language and (other := other_language(text, language)):
         raise Refused("wrong-language", f"{other}, not {language}")
-
-
-class Sieve(Protocol):
-    """A check against earlier rows. It lives in one process and is given the rows one by one, in plan order."""
-
-    reason: str
-
-    def refuses(self, text: str, meta: Mapping[str, Any]) -> str:
-        """Return a detail where the document is too like an earlier accepted one, else an empty text."""
-        ...
-
-    def add(self, text: str, meta: Mapping[str, Any]) -> None:
-        """Remember a document that all sieves let pass."""
-        ...
 
 
 class NearDuplicateSieve:
