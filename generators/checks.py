@@ -1,8 +1,8 @@
 """What an answer must pass before it becomes a document: checks of a text alone, cheap first, and the near-duplicate sieve.
 
 `check_text` looks at one text: is it the model's refusal, does it lack what was asked for, does it go in circles, is it in
-another language? A sieve (`generators.prompted.Sieve`) compares a text with the accepted ones before it. A check that is in doubt lets the text pass:
-a corpus bears a few bad documents, but not a check that takes away one kind of good ones.
+another language? A sieve (`Sieve` in prompted.py) compares a text with the accepted ones before it. A check that is in
+doubt lets the text pass: a corpus bears a few bad documents, but not a check that takes away one kind of good ones.
 """
 
 from __future__ import annotations
