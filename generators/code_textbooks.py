@@ -105,6 +105,7 @@ class CodeTextbooks(PromptedStage):
     expected_tokens: ClassVar[int] = 300
     too_many_rows: ClassVar[str] = "ask for fewer rows or add audiences, formats, difficulties, lengths or fields"
     cells: ClassVar[tuple[str, ...]] = ("audience", "format")
+    slow_parse: ClassVar[bool] = True
     language: ClassVar[str] = "en"
     Settings = CodeTextbookSettings
     settings: CodeTextbookSettings

@@ -99,6 +99,7 @@ class Exercises(PromptedStage):
     expected_tokens: ClassVar[int] = 180
     too_many_rows: ClassVar[str] = "ask for fewer rows or add types (takes) or difficulties"
     cells: ClassVar[tuple[str, ...]] = ("takes", "difficulty")
+    slow_parse: ClassVar[bool] = True
     Settings = ExerciseSettings
     settings: ExerciseSettings
 

@@ -76,7 +76,8 @@ def signatures_of(texts: Sequence[str], shingle: int = SHINGLE) -> Signatures:
     within = document[:count] == document[shingle - 1 :]
     offsets = np.concatenate(([0], np.cumsum(lengths - shingle + 1))).astype(np.uint64)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(_mixed(rolled[within]), offsets, SLOTS, SEED)
-    return np.array(matrix.to_rows(), dtype=np.uint32).astype(np.uint8)
+    values = chain.from_iterable(matrix.to_rows())
+    return np.fromiter(values, np.uint32, SLOTS * len(texts)).astype(np.uint8).reshape(-1, SLOTS)
 
 
 def bands_for(threshold: float) -> tuple[int, int]:
