@@ -6,7 +6,7 @@ The openings are varied on purpose: over half of the published TinyStories begin
 from __future__ import annotations
 
 import importlib.resources
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import combinations
 from typing import Any, ClassVar, Literal
 
@@ -15,15 +15,16 @@ from pydantic import Field
 from generators.prompted import Prompt, PromptedStage, PromptSettings
 from hornbook.plan import Combinations, derive_seed
 
-FEATURES = (
-    "The people in the story talk to each other.",
-    "Something surprising happens.",
-    "Somebody learns to be kind.",
-    "There is a small problem that friends solve together.",
-    "Something at the start turns out to be important at the end.",
-    "Two friends want different things at first.",
-    "The story does not end well.",
-)
+FEATURES = {
+    "Dialogue": "The people in the story talk to each other.",
+    "Twist": "Something surprising happens.",
+    "MoralValue": "Somebody learns to be kind.",
+    "Problem": "There is a small problem that friends solve together.",
+    "Foreshadowing": "Something at the start turns out to be important at the end.",
+    "Conflict": "Two friends want different things at first.",
+    "BadEnding": "The story does not end well.",
+}
+"""What may be asked of a story: the name that instructions list it by, and the sentence that a prompt says."""
 OPENINGS = (
     "Begin with the name of a child.",
     "Begin with the weather.",
@@ -67,16 +68,14 @@ class Stories(PromptedStage):
 
     @cached_property
     def words(self) -> dict[str, list[str]]:
-        """Nouns, verbs and adjectives that a small child knows: `stories.words.txt`, a paragraph each."""
-        text = importlib.resources.files("generators").joinpath("stories.words.txt").read_text(encoding="utf-8")
-        paragraphs = [paragraph for paragraph in text.split("\n\n") if not paragraph.startswith("#")]
-        return {name: words.split() for name, _, words in (paragraph.partition(":") for paragraph in paragraphs)}
+        """Nouns, verbs and adjectives that a small child knows."""
+        return word_lists()
 
     @cached_property
     def feature_sets(self) -> list[tuple[str, ...]]:
         """All sets of at most `max_features` features."""
         sizes = range(self.settings.max_features + 1)
-        return [chosen for size in sizes for chosen in combinations(FEATURES, size)]
+        return [chosen for size in sizes for chosen in combinations(FEATURES.values(), size)]
 
     @cached_property
     def axes(self) -> dict[str, list[Any]]:
@@ -103,3 +102,11 @@ class Stories(PromptedStage):
         chosen = zip(self.axes.items(), self.combinations[row], strict=True)
         seeds = {name: choices[index] for (name, choices), index in chosen}
         return Prompt(self.ask(**seeds, reader=READERS[seeds["age"]], form=LENGTHS[seeds["length"]]), seeds)
+
+
+@cache
+def word_lists() -> dict[str, list[str]]:
+    """Return nouns, verbs and adjectives that a small child knows: `stories.words.txt`, a paragraph each."""
+    text = importlib.resources.files("generators").joinpath("stories.words.txt").read_text(encoding="utf-8")
+    paragraphs = [paragraph for paragraph in text.split("\n\n") if not paragraph.startswith("#")]
+    return {name: words.split() for name, _, words in (paragraph.partition(":") for paragraph in paragraphs)}
