@@ -1,19 +1,22 @@
 """Conversations of several turns about documents, as chat records: a user with a character and a goal, and an assistant.
 
 Single questions and answers are the kind `questions`. Here a user comes back: each row plans who asks, why, and how often.
+A conversation is written in one call, or turn by turn: a model that loses the thread keeps it when it is handed to it.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from generators.documents import DocumentPromptSettings, DocumentStage, SourcedPrompt, extract
 from generators.overlap import drawn_share, words
-from generators.prompted import Parsed, Prompt, Refused
+from generators.prompted import Ask, Messages, Parsed, Prompt, Refused
 from hornbook.chat import Message, chat_meta, plain_text
 from hornbook.errors import RecipeError
 from hornbook.plan import Combinations, derive_seed
@@ -64,6 +67,8 @@ EXAMPLES = (
 )
 """Shown before each request, as turns, each of three rounds; a row that asks for two sees them without the last."""
 LABEL = re.compile(r"^[\s*_#>-]*(?P<role>user|assistant)[\s\d*_]*:[\s*_]*", re.IGNORECASE | re.MULTILINE)
+TURN_LABEL = re.compile(r"^[\W_]*(?:user|assistant|question|answer)[\s\d*_]*:[\s*_]*", re.IGNORECASE)
+ROLES = ("user", "assistant")
 LEAST_ROUNDS = 2
 SAME_WORDS = 0.8
 
@@ -71,6 +76,9 @@ SAME_WORDS = 0.8
 class ChatSettings(DocumentPromptSettings):
     """Settings of the kind `chats`; of a setting with several values each row has one, in balance."""
 
+    calls: Literal["one", "each-turn"] = Field(
+        "one", description="one: a call writes the conversation. each-turn: a call for each turn, for small models."
+    )
     rounds: tuple[int, ...] = Field(
         (2, 3, 4), min_length=1, description="How often the user speaks, and the assistant answers: 2 to 8."
     )
@@ -123,28 +131,85 @@ class Chats(DocumentStage):
         super().check()
 
     def prompt(self, row: int) -> SourcedPrompt:
-        """Ask for a conversation about the row's document."""
+        """Ask for a conversation about the row's document, or for the first question of one."""
         source, _ = self.source(row)
         chosen = zip(self.axes.items(), self.choices[row % len(self.choices)], strict=True)
         seeds: dict[str, Any] = {name: choices[index] for (name, choices), index in chosen}
         quoted = extract(source.text, self.settings.extract_characters)
         if not quoted:
             raise Refused("empty-document", "only white space")
-        asked = self.ask(extract=quoted, **seeds)
-        return SourcedPrompt((*self._examples(seeds["rounds"]), *asked), seeds, parents=(source.key,), quoted=quoted)
+        prompt = SourcedPrompt((), seeds, parents=(source.key,), quoted=quoted)
+        if self.settings.calls == "each-turn":
+            return replace(prompt, messages=self._ask_question(prompt, ()))
+        return replace(prompt, messages=(*self._examples(seeds["rounds"]), *self.ask(extract=quoted, **seeds)))
 
     def parse(self, prompt: Prompt, text: str) -> Parsed:
-        """Read the turns; more rounds than asked for are left away, fewer are kept from two on."""
+        """Read the turns; more rounds than asked for are left away, fewer are kept from two on. Or read one turn."""
+        if "turn" in prompt.seeds:
+            return Parsed(one_turn(text, prompt.seeds["turn"]))
         messages = turns(text)[: 2 * prompt.seeds["rounds"]]
+        for number in range(len(messages)):
+            self._check_turn(messages[: number + 1])
+        return self._conversation(prompt, messages)
+
+    async def write(self, prompt: Prompt, ask: Ask) -> Parsed:
+        """Ask once, or for turn after turn until the rounds are full, or until one fails after two good rounds."""
+        if self.settings.calls == "one":
+            return await super().write(prompt, ask)
+        messages: list[Message] = []
+        while len(messages) < 2 * prompt.seeds["rounds"]:
+            role = ROLES[len(messages) % 2]
+            asked = self._ask_answer(prompt, messages) if len(messages) % 2 else self._ask_question(prompt, messages)
+            reply = await ask(asked)
+            try:
+                said = self.accept(replace(prompt, seeds={**prompt.seeds, "turn": role}), reply).text
+                turn = Message(role=role, content=said)
+                self._check_turn([*messages, turn])
+            except Refused:
+                messages = messages[: len(messages) // 2 * 2]
+                if len(messages) < 2 * LEAST_ROUNDS:
+                    raise
+                break
+            messages.append(turn)
+        return self._conversation(prompt, messages)
+
+    def _check_turn(self, messages: Sequence[Message]) -> None:
+        """Refuse the last turn if an earlier one said it, or if it is too short an answer."""
+        *earlier, last = messages
+        own = frozenset(words(last["content"]))
+        for message in earlier:
+            other = frozenset(words(message["content"]))
+            if len(own & other) > SAME_WORDS * len(own | other):
+                raise Refused("repeated-turn", last["content"][:200])
+        if last["role"] == "assistant" and len(last["content"].split()) < self.settings.least_words:
+            raise Refused("short-answer", last["content"][:200])
+
+    def _conversation(self, prompt: Prompt, messages: Sequence[Message]) -> Parsed:
         if len(messages) < 2 * LEAST_ROUNDS:
             raise Refused("too-few-turns", f"{len(messages)} turns")
-        _refuse_repeats(messages)
-        answers = [message["content"] for message in messages if message["role"] == "assistant"]
-        if short := [answer for answer in answers if len(answer.split()) < self.settings.least_words]:
-            raise Refused("short-answer", short[0][:200])
-        if (share := drawn_share(" ".join(answers), self.quoted(prompt))) < self.settings.least_drawn:
+        answers = " ".join(message["content"] for message in messages if message["role"] == "assistant")
+        if (share := drawn_share(answers, self.quoted(prompt))) < self.settings.least_drawn:
             raise Refused("off-document", f"{share:.0%} of the answers' content words are the document's")
         return Parsed(plain_text(messages), chat_meta(messages))
+
+    def _ask_question(self, prompt: Prompt, said: Sequence[Message]) -> Messages:
+        """Ask for the user's next question; the examples stand at the same point of their conversations."""
+        found: list[dict[str, str]] = []
+        for text, persona, goal, conversation in EXAMPLES:
+            lines = conversation.split("\n")
+            before = min(len(said), len(lines) - 2)
+            asked = {"extract": text, "persona": persona, "goal": goal, "said": "\n".join(lines[:before])}
+            found.append({"role": "user", "content": self.render("question", **asked)})
+            found.append({"role": "assistant", "content": lines[before].removeprefix("User: ")})
+        before_this = "\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in said)
+        about = {"extract": self.quoted(prompt), "persona": prompt.seeds["persona"], "goal": prompt.seeds["goal"]}
+        return (*found, {"role": "user", "content": self.render("question", **about, said=before_this)})
+
+    def _ask_answer(self, prompt: Prompt, said: Sequence[Message]) -> Messages:
+        """Ask for the answer to the last question: the document and the conversation, as the chat that it is."""
+        first, *others = said
+        opening = self.render("answer", extract=self.quoted(prompt), question=first["content"])
+        return ({"role": "user", "content": opening}, *(dict(message) for message in others))
 
     def _examples(self, rounds: int) -> list[dict[str, str]]:
         found = []
@@ -179,15 +244,20 @@ def turns(text: str) -> list[Message]:
     for number, message in enumerate(found):
         if not message["content"]:
             raise Refused("unparsable", f"turn {number} is empty")
-        if message["role"] != ("user", "assistant")[number % 2]:
+        if message["role"] != ROLES[number % 2]:
             raise Refused("one-sided" if number else "unparsable", f"the {message['role']} at turn {number}")
     return found
 
 
-def _refuse_repeats(messages: list[Message]) -> None:
-    """Refuse a conversation in which a turn says what an earlier one said. Raises Refused (`repeated-turn`)."""
-    said = [frozenset(words(message["content"])) for message in messages]
-    for number, own in enumerate(said):
-        for earlier in said[:number]:
-            if len(own & earlier) > SAME_WORDS * len(own | earlier):
-                raise Refused("repeated-turn", messages[number]["content"][:200])
+def one_turn(text: str, role: str) -> str:
+    """Return a turn that was asked for alone: its first paragraph, without a label.
+
+    Raises:
+        Refused: `unparsable` (nothing is left), or `no-question` (a user's turn that asks nothing).
+    """
+    said = " ".join(TURN_LABEL.sub("", text.strip()).split("\n\n")[0].split()).strip(' *_#"')
+    if not said:
+        raise Refused("unparsable", text[:200])
+    if role == "user" and not said.endswith("?"):
+        raise Refused("no-question", said[:200])
+    return said

@@ -136,7 +136,7 @@ class DocumentReader:
 class DocumentPromptSettings(PromptSettings):
     """Settings of every kind that is made from documents."""
 
-    rows: int = Field(1_000_000_000, ge=1, description="At most so many rows, whatever the documents allow.")
+    rows: int | None = Field(1_000_000_000, ge=1, description="At most so many rows, whatever the documents allow.")
     per_document: int = Field(1, ge=1, description="Rows planned for each document.")
     minimum_score: float | None = Field(
         None, description="With scores: use documents from this score on; default: the threshold that the scores name."
@@ -189,7 +189,7 @@ class DocumentStage(PromptedStage):
                 else f"{self.name}: there are no documents to write from",
                 "lower minimum_score, or look at the rejects of its inputs",
             )
-        return min(self.settings.rows, len(self.reader) * self.per_source)
+        return min(self.settings.planned_rows, len(self.reader) * self.per_source)
 
     def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
         """As `planned`, from what the input is expected to hold."""
@@ -197,8 +197,7 @@ class DocumentStage(PromptedStage):
         if self.passage_characters:
             tokens = sum(found.tokens or 0 for found in inputs.get("documents", ()))
             documents = max(documents, tokens * CHARACTERS_PER_TOKEN // self.passage_characters)
-        rows = min(self.settings.rows, documents * self.per_source)
-        return Expected(planned=rows, rows=rows, tokens=rows * self.expected_tokens)
+        return self.expected_of(min(self.settings.planned_rows, documents * self.per_source))
 
     def open(self, inputs: Mapping[str, Sequence[Artifact]]) -> None:
         """Find out where each document lies, unless the driver did; called once in each worker."""

@@ -8,22 +8,18 @@ recipe names a judge, by asking it.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from generators.documents import DocumentPromptSettings, DocumentStage, SourcedPrompt
 from generators.overlap import LIST_MARK, copied_share, drawn_share, new_names, new_numbers
-from generators.prompted import Parsed, Prompt, Refused
+from generators.prompted import Ask, Messages, Parsed, Prompt, Refused
 from hornbook.engines.interface import EngineSettings
 from hornbook.errors import RecipeError
 from hornbook.judge import ONE_TOKEN, Rubric, grade
 from hornbook.plan import derive_seed, permute
-
-if TYPE_CHECKING:
-    from generators.prompted import Ask
 
 Form = Literal["questions", "list", "notes", "prose"]
 
@@ -98,6 +94,7 @@ ANSWERS = ("No", "Yes")
 FACTS = Rubric("facts", "", ANSWERS, (0.0, 1.0))
 COPIED_WORDS = 8
 LEAST_LINES = {"questions": 2, "list": 3, "notes": 3}
+ITEM_WORDS = 3
 
 
 class RewriteSettings(DocumentPromptSettings):
@@ -145,11 +142,6 @@ class Rewrites(DocumentStage):
     def passage_characters(self) -> int:
         """Rows are counted through passages of this length."""
         return self.settings.passage_characters
-
-    def models(self) -> Sequence[str]:
-        """The writer's model, and the judge's."""
-        judge = self.settings.judge
-        return (*super().models(), *((judge.model,) if judge and judge.kind == "vllm" else ()))
 
     def check(self) -> None:
         """Refuse more rows of a passage than there are forms."""
@@ -214,8 +206,8 @@ class Rewrites(DocumentStage):
             raise Refused("facts-not-kept", f"the judge's probability of Yes is {found.score:.2f}")
         return Parsed(parsed.text, {**parsed.meta, "facts_kept": round(found.score, 4)})
 
-    def _ask_judge(self, source: str, rewrite: str) -> tuple[dict[str, str], ...]:
-        return ({"role": "user", "content": self.render("judge", source=source, rewrite=rewrite).strip()},)
+    def _ask_judge(self, source: str, rewrite: str) -> Messages:
+        return ({"role": "user", "content": self.render("judge", source=source, rewrite=rewrite)},)
 
 
 def shaped(form: Form, text: str) -> str:
@@ -228,8 +220,9 @@ def shaped(form: Form, text: str) -> str:
     least = LEAST_LINES[form]
     if len(lines) < least:
         raise Refused("wrong-form", f"{len(lines)} {form} in the reply, at least {least} wanted")
-    if len(set(lines)) < len(lines):
-        raise Refused("repeated-lines", next(line for line in lines if lines.count(line) > 1)[:200])
+    firsts = [line.split("\n")[0] for line in lines]  # of a pair, its question
+    if len(set(firsts)) < len(firsts):
+        raise Refused("repeated-lines", next(line for line in firsts if firsts.count(line) > 1)[:200])
     return "\n".join(lines)
 
 
@@ -250,5 +243,9 @@ def _lines(form: Form, text: str) -> list[str]:
     """Return the lines that are items of a list, or notes."""
     lines: list[Any] = [line.strip() for line in text.split("\n")]
     if form == "list":
-        return [f"- {item}" for line in lines if (item := LIST_MARK.sub("", line)) != line and item.strip()]
+        return [
+            f"- {item}"
+            for line in lines
+            if (item := LIST_MARK.sub("", line)) != line and len(item.split()) >= ITEM_WORDS
+        ]
     return [LIST_MARK.sub("", line) for line in lines if NOTE.match(line)]

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from generators.prompted import Prompt, PromptedStage, PromptSettings
+from generators.overlap import held_words
+from generators.prompted import Parsed, Prompt, PromptedStage, PromptSettings, Refused
 from hornbook.plan import Combinations, derive_seed
 
 FEATURES = {
@@ -35,6 +36,8 @@ OPENINGS = (
     "Begin with a question.",
     "Begin with what somebody is doing.",
 )
+ENGLISH = "English"
+WORD_CLASSES = ("noun", "verb", "adjective")
 READERS = {"3-4": "small children", "5-6": "children of five or six", "7-9": "children who can read"}
 LENGTHS = {
     "any": "",
@@ -56,12 +59,19 @@ class StorySettings(PromptSettings):
         ("paragraphs",), min_length=1, description="Lengths asked for; `paragraphs` is three to five."
     )
     languages: tuple[str, ...] = Field(("English",), min_length=1, description="Languages, by their English names.")
+    required_words: int = Field(
+        len(WORD_CLASSES),
+        ge=0,
+        le=len(WORD_CLASSES),
+        description="How many of its three words an English story must hold, inflections counting: else `missing-words`.",
+    )
 
 
 class Stories(PromptedStage):
     """TinyStories-like stories, one a planned row."""
 
     kind: ClassVar[str] = "stories"
+    cells: ClassVar[tuple[str, ...]] = ("opening",)
     too_many_rows: ClassVar[str] = "ask for fewer rows or add openings, ages, lengths or features"
     Settings = StorySettings
     settings: StorySettings
@@ -101,7 +111,28 @@ class Stories(PromptedStage):
         """Row `row` of the balanced walk through all combinations of seeds."""
         chosen = zip(self.axes.items(), self.combinations[row], strict=True)
         seeds = {name: choices[index] for (name, choices), index in chosen}
-        return Prompt(self.ask(**seeds, reader=READERS[seeds["age"]], form=LENGTHS[seeds["length"]]), seeds)
+        messages = self.ask(**seeds, reader=READERS[seeds["age"]], form=LENGTHS[seeds["length"]])
+        every = self.settings.required_words == len(WORD_CLASSES) and seeds["language"] == ENGLISH
+        return Prompt(messages, seeds, required=tuple(seeds[name] for name in WORD_CLASSES) if every else ())
+
+    def parse(self, prompt: Prompt, text: str) -> Parsed:
+        """Refuse a story that holds too few of its words; where all three are required the base looks for them."""
+        wanted = self.settings.required_words
+        if (
+            0 < wanted < len(WORD_CLASSES)
+            and prompt.seeds["language"] == ENGLISH
+            and self.settings.checks.missing_words
+        ):
+            held = held_words(text, (prompt.seeds[name] for name in WORD_CLASSES))
+            if len(held) < wanted:
+                raise Refused("missing-words", f"{len(held)} of three words: {', '.join(held) or 'none'}")
+        return Parsed(text)
+
+    def language_of(self, prompt: Prompt) -> str:
+        """The language that the prompt asks for, where the identifier knows its name."""
+        import pycld2
+
+        return str(dict(pycld2.LANGUAGES).get(prompt.seeds["language"].upper(), ""))
 
 
 @cache

@@ -8,6 +8,7 @@ promise is true. A row without a summary asks nothing.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import combinations
 from typing import Any, ClassVar, NamedTuple
@@ -15,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from pydantic import Field
 
+from generators.checks import CheckSettings, NearDuplicateSieve
 from generators.documents import (
     SENTENCE_END,
     DocumentPromptSettings,
@@ -24,7 +26,7 @@ from generators.documents import (
     extract,
 )
 from generators.overlap import COMMON, copied_share, copies_run, drawn_share, held_words, words
-from generators.prompted import Parsed, Prompt, Refused
+from generators.prompted import Parsed, Prompt, Refused, Sieve
 from generators.stories import FEATURES, word_lists
 from hornbook.plan import derive_seed, permute, row_random
 
@@ -105,6 +107,10 @@ class StoryInstructions(DocumentStage):
         lines = [f"{name}: {said[name]}" for name in prompt.seeds["lines"]]
         meta = {name.lower(): said[name] for name in prompt.seeds["lines"]}
         return Parsed("\n".join([*lines, "Story:", "", story]), meta)
+
+    def sieves(self) -> list[Sieve]:
+        """A story may come back with other lines before it: only documents of the same lines are compared."""
+        return [_SameLinesSieve(self.settings.checks)] if self.settings.checks.near_duplicates else []
 
     def _instruction(self, row: int, story: SourceDocument) -> Instruction:
         """Return the lines of a row, a function of (seed, row) and the story.
@@ -190,3 +196,25 @@ class StoryInstructions(DocumentStage):
         if (share := drawn_share(summary, story)) < self.settings.least_drawn:
             raise Refused("off-story", f"{share:.0%} of its content words are the story's")
         return summary
+
+
+class _SameLinesSieve:
+    """Refuses a story that an earlier document tells, almost word for word, behind lines of the same names."""
+
+    reason = "near-duplicate"
+
+    def __init__(self, settings: CheckSettings) -> None:
+        self._settings = settings
+        self._sieves: dict[frozenset[str], NearDuplicateSieve] = {}
+
+    def refuses(self, text: str, meta: Mapping[str, Any]) -> str:
+        """Return what the sieve of these lines says."""
+        return self._of(meta).refuses(text, meta)
+
+    def add(self, text: str, meta: Mapping[str, Any]) -> None:
+        """Remember a document."""
+        self._of(meta).add(text, meta)
+
+    def _of(self, meta: Mapping[str, Any]) -> NearDuplicateSieve:
+        lines = frozenset(name for name in LINES if name.lower() in meta)
+        return self._sieves.setdefault(lines, NearDuplicateSieve(self._settings))

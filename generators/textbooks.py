@@ -44,6 +44,8 @@ class Textbooks(PromptedStage):
 
     kind: ClassVar[str] = "textbooks"
     expected_tokens: ClassVar[int] = 260
+    cells: ClassVar[tuple[str, ...]] = ("audience", "format")
+    language: ClassVar[str] = "en"
     too_many_rows: ClassVar[str] = "ask for fewer rows or add audiences, formats, difficulties, lengths or fields"
     Settings = TextbookSettings
     settings: TextbookSettings

@@ -87,6 +87,8 @@ class WebTextbooks(DocumentStage):
 
     kind: ClassVar[str] = "web-textbooks"
     expected_tokens: ClassVar[int] = 260
+    cells: ClassVar[tuple[str, ...]] = ("audience", "format")
+    language: ClassVar[str] = "en"
     Settings = WebTextbookSettings
     settings: WebTextbookSettings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from pathlib import Path
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 
 from generators.chats import EXAMPLES, Chats, ChatSettings, turns
 from generators.documents import SourcedPrompt
-from generators.prompted import Refused
+from generators.prompted import Parsed, Refused
 from hornbook.chat import chat_of
+from hornbook.engines.interface import Reply
 from hornbook.errors import RecipeError
 
 TEXT, _, _, CONVERSATION = EXAMPLES[0]
@@ -94,3 +96,45 @@ def test_a_chat_of_one_round_is_refused() -> None:
         stage(rounds=[1, 2]).check()
     with pytest.raises(RecipeError, match="4 combinations"):
         stage(rounds=[2], personas=["a child", "a baker"], goals=["asks why", "asks how"], per_document=5).check()
+
+
+def talk(made: Chats, prompt: SourcedPrompt, *replies: str) -> tuple[Parsed, list[Any]]:
+    """What `write` makes of an engine that gives these replies, and what it was asked."""
+    asked: list[Any] = []
+
+    async def ask(messages: Any, **options: Any) -> Reply:
+        asked.append(messages)
+        return Reply(replies[len(asked) - 1], "stop")
+
+    return asyncio.run(made.write(prompt, ask)), asked
+
+
+def test_turn_by_turn_each_call_is_handed_the_conversation(tmp_path: Path) -> None:
+    made = stage(calls="each-turn", rounds=[3])
+    made.open({"documents": [corpus(tmp_path, [TEXT])]})
+    prompt = made.prompt(0)
+    said = [line.split(": ", 1)[1] for line in CONVERSATION.split("\n")]
+    parsed, asked = talk(made, prompt, said[0], f"Answer: {said[1]}", f"**User:** {said[2]}\n\nMore.", *said[3:])
+    assert [turn["content"] for turn in parsed.meta["chat"]] == said
+    assert len(asked) == 6 and asked[0] == prompt.messages
+    for number, messages in enumerate(asked):
+        content = "\n".join(message["content"] for message in messages)
+        assert all(turn in content for turn in said[:number]) and TEXT in content
+    assert [message["role"] for message in asked[5]] == ["user", "assistant", "user", "assistant", "user"]
+
+
+def test_a_bad_turn_ends_a_conversation_that_has_two_rounds(tmp_path: Path) -> None:
+    made = stage(calls="each-turn", rounds=[4])
+    made.open({"documents": [corpus(tmp_path, [TEXT])]})
+    said = [line.split(": ", 1)[1] for line in CONVERSATION.split("\n")]
+    for replies in ((*said[:4], said[2]), (*said[:4], "I see."), (*said[:5], said[3])):
+        parsed, _ = talk(made, made.prompt(0), *replies)
+        assert [turn["content"] for turn in parsed.meta["chat"]] == said[:4]
+    for replies, why in (
+        ((*said[:2], said[0]), "repeated-turn"),
+        (("I see.",), "no-question"),
+        ((said[0], "Nectar."), "short-answer"),
+    ):
+        with pytest.raises(Refused) as caught:
+            talk(made, made.prompt(0), *replies)
+        assert caught.value.reason == why

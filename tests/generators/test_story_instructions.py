@@ -102,5 +102,15 @@ def test_summaries_are_checked(tmp_path: Path, reply: str, outcome: str | None) 
     assert caught.value.reason == outcome
 
 
+def test_a_story_may_come_back_with_other_lines_only(tmp_path: Path) -> None:
+    made = stage(tmp_path, per_document=15)
+    parsed = [made.parse(made.prompt(row), SUMMARY) for row in range(15)]
+    (sieve,) = made.sieves()
+    for document in parsed:
+        assert sieve.refuses(document.text, document.meta) == ""
+        sieve.add(document.text, document.meta)
+    assert all(sieve.refuses(document.text, document.meta) for document in parsed)
+
+
 def test_all_lines_are_known() -> None:
     assert set().union(*SUBSETS) == set(LINES)
