@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -114,3 +115,18 @@ def test_a_story_may_come_back_with_other_lines_only(tmp_path: Path) -> None:
 
 def test_all_lines_are_known() -> None:
     assert set().union(*SUBSETS) == set(LINES)
+
+
+def test_a_run_asks_for_summaries_only(tmp_path: Path, stage_context: Any, ray_cluster: None) -> None:
+    documents = corpus(tmp_path, [STORY, STORY.replace("pony", "goat")], seeds=SEEDS)
+    settings = StoryInstructionSettings(engine={"kind": "echo"}, per_document=15)  # type: ignore[arg-type]
+    artifact = stage_context.finished(StoryInstructions("i", settings, 3), documents=[documents])
+    counts = artifact.manifest.counts
+    assert counts["planned"] == 30 and counts["finish_stop"] == 16, "8 of the 15 subsets have a summary"
+    assert counts["rows"] == 14 and counts["rejected"] == 16, "an echo is no summary"
+    rows = [row for table in artifact.tables() for row in table.to_pylist()]
+    assert {row["parents"][0] for row in rows} == {
+        key for table in documents.tables() for key in table["key"].to_pylist()
+    }
+    assert len({row["key"] for row in rows}) == 14
+    assert all(json.loads(row["made_by"]["seeds"])["lines"] for row in rows)
