@@ -101,7 +101,7 @@ class Chats(DocumentStage):
     kind: ClassVar[str] = "chats"
     document_kind: ClassVar[str] = "chat"
     expected_tokens: ClassVar[int] = 150
-    cells: ClassVar[tuple[str, ...]] = ("persona", "goal")
+    cells: ClassVar[tuple[str, ...]] = ("persona",)
     Settings = ChatSettings
     settings: ChatSettings
 
