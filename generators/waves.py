@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from generators.diversity import EVERYWHERE, summary
+from generators.diversity import EVERYWHERE, SMALLEST_CELL, summary
 from generators.prompted import PromptedStage
 from generators.replies import DRAFTS, EarlierReplies, earlier_replies
 from generators.sifting import Sifted, Sifter
@@ -25,6 +25,9 @@ from hornbook.parts import PartRange, committed_starts, planned_ranges, read_com
 from hornbook.stage import StageContext, StageResult
 
 SAMPLED_DOCUMENTS = 50_000
+DOUBLINGS = 3
+"""A steered plan's first wave is an eighth of a whole one; each later one is twice as large, up to a whole one."""
+SMALLEST_STEERED_WAVE = 2 * SMALLEST_CELL
 MORE_THAN_NEEDED = 1.05
 """The last wave of `accepted` rows plans so much more than the acceptance until then asks for: a further wave costs more."""
 
@@ -54,7 +57,7 @@ def run_waves(stage: PromptedStage, context: StageContext) -> StageResult:
     waves: list[dict[str, Any]] = []
     sifted = Sifted(0)
     planned = 0
-    while planned < limit and (size := _next_size(stage, sifted.accepted, planned, limit)):
+    while planned < limit and (size := _next_size(stage, len(waves), sifted.accepted, planned, limit)):
         wave = _commit_wave(context, WavePlan(len(waves), PartRange(planned, planned + size), sifted.decisions))
         _write(stage, context, wave, engines, earlier)
         sifted = sifter.sift(wave)
@@ -129,12 +132,17 @@ def _check_first_prompt(stage: PromptedStage, context: StageContext) -> None:
         first.check_prompt()
 
 
-def _next_size(stage: PromptedStage, accepted: int, planned: int, limit: int) -> int:
-    """Return how many units the next wave plans, a multiple of `part_rows` but for the last; 0 if enough were accepted."""
+def _next_size(stage: PromptedStage, wave: int, accepted: int, planned: int, limit: int) -> int:
+    """Return how many units the next wave plans, a multiple of `part_rows` but for the last; 0 if enough were accepted.
+
+    The first waves are smaller where they are steered: what is written before anything was seen is steered by nothing.
+    """
     settings = stage.settings
     if not stage.learns:
         return limit - planned
     size = settings.wave_rows * settings.samples
+    if settings.diversity.steer:
+        size = max(SMALLEST_STEERED_WAVE, size >> max(0, DOUBLINGS - wave))
     if settings.accepted is not None:
         missing = settings.accepted - accepted
         if missing <= 0:
