@@ -25,6 +25,8 @@ STAGES: dict[str, str] = {
     "web-textbooks": "generators.web_textbooks:WebTextbooks",
     "rewrites": "generators.rewrites:Rewrites",
     "chats": "generators.chats:Chats",
+    "exercises": "generators.exercises:Exercises",
+    "code-textbooks": "generators.code_textbooks:CodeTextbooks",
     "files": "classifiers.files:Files",
     "installed-python": "classifiers.installed_python:InstalledPython",
     "annotate": "classifiers.annotate:Annotate",
