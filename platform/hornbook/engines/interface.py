@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ from hornbook.errors import EngineError
 from hornbook.settings import Settings, runtime
 
 FinishReason = Literal["stop", "length", "error"]
+Messages = tuple[dict[str, str], ...]
+"""A chat: role and content of each turn."""
 
 
 class Sampling(Settings):
@@ -94,18 +96,44 @@ class EngineSettings(Settings):
     )
 
 
+def engines_of(settings: Any) -> dict[str, EngineSettings]:
+    """Return every engine that a stage's settings name, by settings field; of several writers, field and number.
+
+    Where `engines` names several writers, they stand in for `engine`.
+    """
+    found: dict[str, EngineSettings] = {}
+    for name, value in vars(settings).items():
+        if isinstance(value, EngineSettings):
+            found[name] = value
+        elif isinstance(value, tuple):
+            entries = [getattr(entry, "engine", None) for entry in value]
+            found |= {
+                f"{name}.{number}": entry for number, entry in enumerate(entries) if isinstance(entry, EngineSettings)
+            }
+    if "engines.0" in found:
+        found.pop("engine", None)
+    return found
+
+
 @dataclass(frozen=True)
 class Request:
     """One prompt. `seed` makes its sampling its own.
 
     `choices` restricts the reply to one of a few strings, each a single token of the model, one token long in all.
-    `tag` is free text for the request log (say `stories/17`).
+    `tag` names the row (say `stories/17`) in the request log and in errors.
+    `schema`, a JSON Schema as JSON text, makes the reply a JSON value that satisfies it, unless it is cut (`length`).
+    `avoid` makes openings of the reply less likely: pairs of an opening's first words and a bias, below 0, on the last of
+    them where the reply begins with the words before it. ("Once", -3.0) and ("The little", -2.0): the second one touches
+    "little" only after "The". A bias b divides the word's odds by exp(-b) at temperature 1. Engines that cannot (openai,
+    echo) ignore it.
     """
 
-    messages: tuple[dict[str, str], ...]
+    messages: Messages
     seed: int
     choices: tuple[str, ...] = ()
     tag: str = ""
+    schema: str = ""
+    avoid: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,7 +171,7 @@ class Engine(Protocol):
         """Answer `requests`, one reply each, in their order. Many calls run at once; the engine batches across them.
 
         Never raises for a bad request. Raises EngineDied when the engine must be started anew, EngineError when that
-        would not help (a refused key, an endpoint that stays down, a spent budget).
+        would not help (a refused key, an endpoint that stays down, a spent budget, a schema that cannot be enforced).
         """
 
     async def close(self) -> None:
