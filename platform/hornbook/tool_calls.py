@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from hornbook.tools import Catalogue, accepts
+from hornbook.tools import Catalogue, Description, Tool, accepts, describe_tool
 
 Form = Literal["code", "json", "code_short", "json_short"]
 FORMS: tuple[Form, ...] = ("code", "json", "code_short", "json_short")
@@ -261,6 +261,12 @@ def render_calls(calls: Sequence[Call], form: Form, catalogue: Catalogue) -> str
     if form == "code_short":
         return "\n".join(map(_code, short))
     return json.dumps([{call["name"]: call["arguments"]} for call in short], ensure_ascii=False, separators=(",", ":"))
+
+
+def tool_prompt(tools: Sequence[Tool], form: Form, descriptions: Description = "long") -> str:
+    """Return the system message under which a model answers with calls: the tools, a line each, and the form."""
+    lines = "\n".join(describe_tool(tool, descriptions) for tool in tools)
+    return f"You answer a request by calling tools. These are the tools:\n{lines}\n\n{HOW_TO_WRITE[form]} Write nothing else."
 
 
 def parse_calls(text: str, form: Form) -> list[dict[str, Any]]:
