@@ -6,7 +6,6 @@ What goes together is read off the catalogue: a result fits an argument of its t
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,11 +66,11 @@ class CallPlan(Combinations):
 
     def __init__(self, single: Sequence[int], combined: Sequence[int], share: float, seed_rows: int, seed: int) -> None:
         super().__init__(single, seed)
-        self._combined = Combinations(combined, seed)
+        self._single, self._combined = Combinations(single, seed), Combinations(combined, seed)
         self._share, self.seed_rows = share, seed_rows
 
     def __len__(self) -> int:
-        single, combined = math.prod(self.axes), len(self._combined)
+        single, combined = len(self._single), len(self._combined)
         if single <= self.seed_rows:
             return single
         low, high = 0, single + combined + 1  # rows after the seeds: `low` are there, `high` are not
@@ -83,13 +82,15 @@ class CallPlan(Combinations):
         return self.seed_rows + low
 
     def __getitem__(self, row: int) -> tuple[int, ...]:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
         after = row - self.seed_rows
         if after < 0:
-            return (0, *super().__getitem__(row))
+            return (0, *self._single[row])
         before = self._combinations_before(after)
         if self._combinations_before(after + 1) > before:
             return (1, *self._combined[before])
-        return (0, *super().__getitem__(row - before))
+        return (0, *self._single[row - before])
 
     def _combinations_before(self, rows: int) -> int:
         """Return how many of the first `rows` rows after the seeds are combinations."""
