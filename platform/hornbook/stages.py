@@ -27,6 +27,7 @@ STAGES: dict[str, str] = {
     "chats": "generators.chats:Chats",
     "exercises": "generators.exercises:Exercises",
     "code-textbooks": "generators.code_textbooks:CodeTextbooks",
+    "function-calls": "generators.function_calls:FunctionCalls",
     "files": "classifiers.files:Files",
     "installed-python": "classifiers.installed_python:InstalledPython",
     "annotate": "classifiers.annotate:Annotate",
