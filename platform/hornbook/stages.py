@@ -21,6 +21,7 @@ STAGES: dict[str, str] = {
     "stories": "generators.stories:Stories",
     "textbooks": "generators.textbooks:Textbooks",
     "questions": "generators.questions:Questions",
+    "judge": "generators.judge:Judge",
     "files": "classifiers.files:Files",
     "installed-python": "classifiers.installed_python:InstalledPython",
     "annotate": "classifiers.annotate:Annotate",
