@@ -4,6 +4,7 @@ rejected."""
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +245,71 @@ def test_the_real_engine_says_how_each_reply_ended(real_pool: EnginePool) -> Non
     assert choice.choice_probabilities[choice.text] >= 0.5
     assert sum(choice.choice_probabilities.values()) == pytest.approx(1)
     assert "not one" in bad_choice.error
+
+
+GRADE = {
+    "type": "object",
+    "properties": {
+        "score": {"type": "integer", "minimum": 1, "maximum": 5},
+        "reason": {"type": "string", "maxLength": 60},
+    },
+    "required": ["score", "reason"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.slow
+def test_the_real_engine_writes_values_of_a_schema(real_pool: EnginePool) -> None:
+    handle = real_pool.handle()
+    asked = [replace(request(f"Grade story {n} as JSON.", n), schema=json.dumps(GRADE)) for n in range(6)]
+    replies = asyncio.run(handle.generate([*asked, request("Say hello.", 7)], Sampling(max_tokens=64)))
+    for reply in replies[:-1]:
+        assert reply.finish_reason == "stop"
+        assert set(json.loads(reply.text)) == {"score", "reason"} and 1 <= json.loads(reply.text)["score"] <= 5
+    assert not replies[-1].text.startswith("{")
+    (cut,) = asyncio.run(handle.generate(asked[:1], Sampling(max_tokens=3)))
+    assert (cut.finish_reason, cut.completion_tokens) == ("length", 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ('{"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 3}}}', r"stories/3 .*multipleOf"),
+        ('{"$ref": "#/$defs/nowhere"}', r"stories/3 .*Cannot find"),
+        ('{"type": "strin"}', "strin"),
+    ],
+)
+def test_the_real_engine_refuses_a_schema_it_cannot_enforce_and_lives(
+    real_pool: EnginePool, schema: str, said: str
+) -> None:
+    before = real_pool.stats().restarts
+    with pytest.raises(EngineError, match=said):
+        asyncio.run(
+            real_pool.handle().generate([replace(request("a", tag="stories/3"), schema=schema)], Sampling(max_tokens=4))
+        )
+    assert real_pool.stats().restarts == before
+
+
+@pytest.mark.slow
+def test_the_real_engine_avoids_openings_at_the_start_of_a_reply_only(real_pool: EnginePool) -> None:
+    asked = request("Write a short story about a dog.", 1)
+    greedy = Sampling(max_tokens=12, temperature=0)
+
+    def written(*avoided: str) -> list[str]:
+        requests = [replace(asked, avoid=tuple((opening, -100.0) for opening in avoided)), asked]
+        avoiding, plain = asyncio.run(real_pool.handle().generate(requests, greedy))
+        assert plain.text == usual.text  # beside a request that avoids, others are as they were
+        return avoiding.text.split()
+
+    (usual,) = asyncio.run(real_pool.handle().generate([asked], greedy))
+    first, second, third, *_ = usual.text.split()
+    assert written(first)[0] != first
+    assert written(f"{first} {second}")[0] == first and written(f"{first} {second}")[1] != second
+    assert written(f"{first} {second} {third}")[:2] == [first, second]
+    assert written(f"{first} {second} {third}")[2] != third
+    untouched = written(second, f"Zebras {second}", f"{first} {third}", third)
+    assert untouched == usual.text.split()
 
 
 @pytest.mark.slow

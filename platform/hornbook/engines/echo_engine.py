@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Sequence
 
+from hornbook.engines.echo_json import example
 from hornbook.engines.interface import EngineSettings, Reply, Request, Sampling, failed
 from hornbook.engines.request_log import RequestLog
 
@@ -82,15 +83,17 @@ class EchoEngine:
         dice = hashlib.blake2b(f"{request.seed}\n{prompt}".encode("utf-8", "replace"), digest_size=64).digest()
         if request.choices:
             return _choose(request.choices, dice, prompt_tokens)
-        sentences = 3 + dice[0] % (_MOST_SENTENCES - 2)
-        text = " ".join(
-            [f"{_FIRST_HALVES[dice[2 * n + 1]]} {_SECOND_HALVES[dice[2 * n + 2]]}" for n in range(sentences)]
-        )
+        text = example(request.schema, dice) if request.schema else _story(dice)
         words = text.count(" ") + 1
         limit = min(max_tokens, self.settings.max_model_len - prompt_tokens)
         if words > limit:
             return Reply(" ".join(text.split(" ", limit)[:limit]), "length", prompt_tokens, limit)
         return Reply(text, "stop", prompt_tokens, words)
+
+
+def _story(dice: bytes) -> str:
+    sentences = 3 + dice[0] % (_MOST_SENTENCES - 2)
+    return " ".join([f"{_FIRST_HALVES[dice[2 * n + 1]]} {_SECOND_HALVES[dice[2 * n + 2]]}" for n in range(sentences)])
 
 
 def _choose(choices: tuple[str, ...], dice: bytes, prompt_tokens: int) -> Reply:

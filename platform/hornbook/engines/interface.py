@@ -99,13 +99,20 @@ class Request:
     """One prompt. `seed` makes its sampling its own.
 
     `choices` restricts the reply to one of a few strings, each a single token of the model, one token long in all.
-    `tag` is free text for the request log (say `stories/17`).
+    `tag` names the row (say `stories/17`) in the request log and in errors.
+    `schema`, a JSON Schema as JSON text, makes the reply a JSON value that satisfies it, unless it is cut (`length`).
+    `avoid` makes openings of the reply less likely: pairs of an opening's first words and a bias, below 0, on the last of
+    them where the reply begins with the words before it. ("Once", -3.0) and ("The little", -2.0): the second one touches
+    "little" only after "The". A bias b divides the word's odds by exp(-b) at temperature 1. Engines that cannot (openai,
+    echo) ignore it.
     """
 
     messages: tuple[dict[str, str], ...]
     seed: int
     choices: tuple[str, ...] = ()
     tag: str = ""
+    schema: str = ""
+    avoid: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,7 @@ class Engine(Protocol):
         """Answer `requests`, one reply each, in their order. Many calls run at once; the engine batches across them.
 
         Never raises for a bad request. Raises EngineDied when the engine must be started anew, EngineError when that
-        would not help (a refused key, an endpoint that stays down, a spent budget).
+        would not help (a refused key, an endpoint that stays down, a spent budget, a schema that cannot be enforced).
         """
 
     async def close(self) -> None:

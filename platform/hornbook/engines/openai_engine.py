@@ -13,6 +13,7 @@ import json
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from hornbook.engines.budget import Account, OwnAccount, reserve
 from hornbook.engines.interface import EngineSettings, Reply, Request, Sampling, failed
 from hornbook.engines.request_log import RequestLog
+from hornbook.engines.schema import parse_schema, violation
 from hornbook.errors import EngineError
 
 if TYPE_CHECKING:
@@ -198,6 +200,11 @@ class OpenAIEngine:
         if status in _ASK_AGAIN or status >= 500:
             after = _retry_after(response.headers.get("retry-after", ""))
             raise _Retry(f"status {status}", after, busy=status == 429)
+        if status in (400, 422) and request.schema and re.search(r"schema|response_format", response.text):
+            raise EngineError(
+                f"{url} refuses the JSON Schema of {request.tag or 'a request'} (status {status}): {response.text[:200]}",
+                "change the schema to what the endpoint enforces, or use another engine",
+            )
         if status != 200:
             return failed(f"status {status}: {response.text[:200]}")
         try:
@@ -233,6 +240,9 @@ def _body(model: str, request: Request, sampling: Sampling) -> dict[str, Any]:
     body.update({name: value for name, (value, neutral) in extras.items() if value != neutral})
     if request.choices:
         body.update(max_tokens=_TOKENS_OF_A_SHORT_ANSWER, logprobs=True, top_logprobs=20)
+    elif request.schema:
+        form = {"name": "reply", "schema": parse_schema(request.schema), "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": form}
     return body
 
 
@@ -261,6 +271,8 @@ def _reply(data: dict[str, Any], request: Request) -> Reply:
     reason = choice.get("finish_reason")
     if reason not in ("stop", "length"):
         return Reply("", "error", prompt_tokens, completion_tokens, error=f"finish reason {reason!r}")
+    if request.schema and reason == "stop" and (wrong := violation(text, request.schema)):
+        return Reply("", "error", prompt_tokens, completion_tokens, error=wrong)
     return Reply(text, reason, prompt_tokens, completion_tokens)
 
 

@@ -272,7 +272,10 @@ class _Metrics:
 
 def pack_requests(requests: Sequence[Request]) -> Packed:
     """Turn requests into plain tuples."""
-    return [(request.messages, request.seed, request.choices, request.tag) for request in requests]
+    return [
+        (request.messages, request.seed, request.choices, request.tag, request.schema, request.avoid)
+        for request in requests
+    ]
 
 
 def unpack_requests(packed: Packed) -> list[Request]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hornbook import models
 from hornbook.engines.child_stderr import ChildStderr
 from hornbook.engines.interface import EngineDied, EngineSettings, FinishReason, Reply, Request, Sampling, failed
 from hornbook.engines.lifeline import OWNER_VARIABLE
+from hornbook.engines.openings import RULES, Rule, opening_rules
 from hornbook.engines.request_log import RequestLog
+from hornbook.engines.schema import parse_schema, violation
 from hornbook.errors import EngineError
 
 if TYPE_CHECKING:
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
 
 _GIB = 1024**3
 _TOKENS_IN_A_CPU_STEP = 2048
+_PROCESSOR = "hornbook.engines.openings_processor:AvoidOpenings"
+_REMEMBERED_OPENINGS = 4096
 
 
 class VLLMEngine:
@@ -34,6 +40,8 @@ class VLLMEngine:
         self._engine: AsyncLLM | None = None
         self._tokenizer: Any = None
         self._numbers = itertools.count()
+        self._openings: dict[tuple[tuple[str, float], ...], list[Rule]] = {}
+        self._schemas: set[str] = set()
         self._stderr = ChildStderr()
 
     async def start(self) -> None:
@@ -44,11 +52,14 @@ class VLLMEngine:
         with self._stderr.captured():
             try:
                 from vllm import AsyncEngineArgs
+                from vllm.usage.usage_lib import UsageContext
                 from vllm.v1.engine.async_llm import AsyncLLM
 
-                self._engine = AsyncLLM.from_engine_args(
-                    AsyncEngineArgs(**engine_arguments(self.settings, str(folder)))
-                )
+                arguments = AsyncEngineArgs(**engine_arguments(self.settings, str(folder)))
+                config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
+                runner = "V2" if config.use_v2_model_runner else ""
+                config.model_config.logits_processors = [f"{_PROCESSOR}{runner}"]
+                self._engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
             except Exception as error:
                 raise EngineError(
                     f"vLLM does not start with model {self.settings.model!r}: {self._stderr.reason() or error}",
@@ -57,7 +68,14 @@ class VLLMEngine:
         self._tokenizer = self._engine.get_tokenizer()
 
     async def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
-        """Answer `requests`; a prompt that leaves no room for a reply in `max_model_len` fails alone."""
+        """Answer `requests`; a prompt that leaves no room for a reply in `max_model_len` fails alone.
+
+        Raises EngineError for a JSON Schema that cannot be enforced, before any of them is sent.
+        """
+        for request in requests:
+            if request.schema and request.schema not in self._schemas:
+                await asyncio.to_thread(check_enforceable, request.schema, request.tag)
+                self._schemas.add(request.schema)
         prompts = await asyncio.to_thread(self._tokenize, requests)
         return list(
             await asyncio.gather(
@@ -99,11 +117,13 @@ class VLLMEngine:
         self._log.taken([request])
         reply = await self._run(prompt, parameters, choice_tokens)
         self._log.done([request])
+        if request.schema and reply.finish_reason == "stop" and (wrong := violation(reply.text, request.schema)):
+            return replace(reply, text="", finish_reason="error", error=wrong)
         return reply
 
     def _parameters(self, request: Request, sampling: Sampling, room: int) -> tuple[SamplingParams, dict[int, str]]:
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         if request.choices:
             tokens = {self._single_token(choice): choice for choice in request.choices}
@@ -126,11 +146,23 @@ class VLLMEngine:
             logit_bias={self._tokenizer.eos_token_id: sampling.end_bias} if sampling.end_bias else None,
             stop=list(sampling.stop) or None,
             seed=request.seed % 2**63,
+            structured_outputs=StructuredOutputsParams(json=request.schema) if request.schema else None,
+            extra_args={RULES: self._rules(request.avoid)} if request.avoid else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
         ), {}
 
+    def _rules(self, avoid: tuple[tuple[str, float], ...]) -> list[Rule]:
+        if avoid not in self._openings:
+            if len(self._openings) >= _REMEMBERED_OPENINGS:
+                self._openings.clear()
+            self._openings[avoid] = opening_rules(avoid, self._encode, self._tokenizer.decode)
+        return self._openings[avoid]
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
     def _single_token(self, choice: str) -> int:
-        tokens = self._tokenizer.encode(choice, add_special_tokens=False)
+        tokens = self._encode(choice)
         if len(tokens) != 1:
             raise ValueError(f"choice {choice!r} is {len(tokens)} tokens of this model, not one")
         return tokens[0]
@@ -172,6 +204,37 @@ def _chosen(completion: Any, choice_tokens: dict[int, str], prompt_tokens: int) 
     return Reply(likeliest, "stop", prompt_tokens, 1, choice_probabilities=probabilities)
 
 
+def check_enforceable(schema: str, tag: str = "") -> None:
+    """Raise EngineError where vLLM's grammar compiler (xgrammar) cannot enforce a JSON Schema; `tag` names the request."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+    from vllm.v1.structured_output import backend_xgrammar
+
+    parsed = parse_schema(schema)
+    refused = backend_xgrammar.has_xgrammar_unsupported_json_features
+    try:
+        if isinstance(parsed, dict) and refused(parsed):
+            raise ValueError(f"xgrammar does not enforce what stands in {_culprit(parsed, refused)}")
+        backend_xgrammar.validate_xgrammar_grammar(
+            SamplingParams(structured_outputs=StructuredOutputsParams(json=schema))
+        )
+    except Exception as error:
+        raise EngineError(
+            f"the JSON Schema of {tag or 'a request'} cannot be enforced: {str(error).strip()}",
+            "say it in simpler keywords and check the rest after generation; unknown to it are among others multipleOf, "
+            "uniqueItems, contains, allOf of several schemas, and pattern together with a length",
+        ) from None
+
+
+def _culprit(schema: Any, refused: Callable[[dict[str, Any]], bool]) -> str:
+    """Return the innermost part of a schema that is refused, shortened."""
+    children = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    for child in children:
+        if isinstance(child, dict | list) and refused({"properties": child} if isinstance(child, list) else child):
+            return _culprit(child, refused)
+    return json.dumps(schema)[:200]
+
+
 def set_environment(settings: EngineSettings) -> None:
     """Set what vLLM reads from the environment only, for this process and its children, before vLLM is imported."""
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # Where ChildStderr finds the reason of a death.
@@ -211,6 +274,9 @@ def engine_arguments(settings: EngineSettings, folder: str) -> dict[str, Any]:
         "worker_extension_cls": "hornbook.engines.lifeline.Lifeline",
         "disable_log_stats": True,
         "trust_remote_code": False,
+        # One backend by name: with vLLM's "auto" the first schema decides it, and a later one that it cannot enforce is
+        # not enforced at all. Without free white space, which small models write without end.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         "seed": 0,
     }
     if on_cpu:
