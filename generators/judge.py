@@ -218,6 +218,9 @@ def grades_of(reply: Reply, asking: Asking) -> Grades:
         NotGraded: `engine-error`, `truncated`, `empty`, `invalid-json` or `out-of-range`.
     """
     if reply.finish_reason == "error":
+        if reply.text:  # an endpoint that does not enforce the schema
+            asking.read(reply.text)
+            raise NotGraded("invalid-json", reply.error)
         raise NotGraded("engine-error", reply.error)
     if reply.finish_reason == "length":
         raise NotGraded("truncated", f"cut after {reply.completion_tokens} tokens")

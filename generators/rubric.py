@@ -218,10 +218,7 @@ class Asking:
         return (*self._examples, self._turn(document, first=not self._examples))
 
     def read(self, text: str) -> Grades:
-        """Read a judge's answer. Raises NotGraded (`empty`, `invalid-json`, `out-of-range`).
-
-        A reason longer than `reason_characters` is read: the bound only keeps an answer within its tokens.
-        """
+        """Read a judge's answer. Raises NotGraded (`empty`, `invalid-json`, `out-of-range`)."""
         if not text.strip():
             raise NotGraded("empty", "the judge said nothing")
         value = _object(text)
@@ -232,6 +229,8 @@ class Asking:
         reason = value.get(REASON, "")
         if not isinstance(reason, str) or (self.reason != "none" and not reason.strip()):
             raise NotGraded("invalid-json", "the reason is empty, or no text")
+        if len(reason) > self.reason_characters:
+            raise NotGraded("invalid-json", f"the reason has {len(reason)} characters, not {self.reason_characters}")
         values = {criterion.name: criterion.read(value[criterion.name]) for criterion in self.rubric.criteria}
         return Grades(values, reason.strip())
 

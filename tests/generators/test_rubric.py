@@ -139,6 +139,7 @@ def reason_of(found: Asking, answer: str) -> str:
         ({"colour": 1}, "invalid-json"),
         ({"reason": ""}, "invalid-json"),
         ({"reason": 3}, "invalid-json"),
+        ({"reason": "r" * 301}, "invalid-json"),
         ({"more": 1}, "invalid-json"),
         ({"salt": float("nan")}, "invalid-json"),
         ({"salt": float("inf")}, "invalid-json"),
@@ -203,6 +204,9 @@ def test_any_answer_is_read_or_refused(text: str) -> None:
         (Reply(json.dumps(GOOD), "stop"), ""),
         (Reply(json.dumps(GOOD), "length"), "truncated"),
         (Reply("", "error", error="it broke"), "engine-error"),
+        (Reply("no JSON", "error", error="violation"), "invalid-json"),
+        (Reply(json.dumps({**GOOD, "herbs": 7}), "error", error="violation"), "out-of-range"),
+        (Reply(json.dumps(GOOD), "error", error="violation"), "invalid-json"),
         (Reply("", "stop"), "empty"),
     ],
 )
