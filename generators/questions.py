@@ -56,7 +56,7 @@ MARKS = re.compile(r"^[\s*_#:]+|[\s*_#]+$")
 class QuestionSettings(PromptSettings):
     """Settings of the kind `questions`; `rows` is the most to ask, whatever `per_document` allows."""
 
-    rows: int = Field(1_000_000_000, ge=1, description="At most so many questions.")
+    rows: int | None = Field(1_000_000_000, ge=1, description="At most so many questions.")
     per_document: int = Field(2, ge=1, le=len(ASKS), description="Questions asked of each document.")
     extract_characters: int = Field(1200, ge=100, description="How much of a document the prompt quotes.")
 
@@ -74,13 +74,12 @@ class Questions(PromptedStage):
     def planned(self, context: StageContext) -> int:
         """Each document `per_document` times, within `rows`."""
         documents = int(context.input("documents").manifest.counts["rows"])
-        return min(self.settings.rows, documents * self.settings.per_document)
+        return min(self.settings.planned_rows, documents * self.settings.per_document)
 
     def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
         """As `planned`, from what the input is expected to hold."""
         documents = sum(found.rows or 0 for found in inputs.get("documents", ()))
-        rows = min(self.settings.rows, documents * self.settings.per_document)
-        return Expected(planned=rows, rows=rows, tokens=rows * self.expected_tokens)
+        return self.expected_of(min(self.settings.planned_rows, documents * self.settings.per_document))
 
     def open(self, inputs: Mapping[str, Sequence[Artifact]]) -> None:
         """Remember where each document lies: parts and the number of documents before each."""

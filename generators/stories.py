@@ -61,6 +61,7 @@ class Stories(PromptedStage):
     """TinyStories-like stories, one a planned row."""
 
     kind: ClassVar[str] = "stories"
+    cells: ClassVar[tuple[str, ...]] = ("opening",)
     too_many_rows: ClassVar[str] = "ask for fewer rows or add openings, ages, lengths or features"
     Settings = StorySettings
     settings: StorySettings

@@ -65,6 +65,8 @@ class Textbooks(PromptedStage):
     """Textbook sections, one a planned row."""
 
     kind: ClassVar[str] = "textbooks"
+    cells: ClassVar[tuple[str, ...]] = ("audience", "format")
+    language: ClassVar[str] = "en"
     expected_tokens: ClassVar[int] = 260
     too_many_rows: ClassVar[str] = "ask for fewer rows or add audiences, formats, difficulties, lengths or fields"
     Settings = TextbookSettings

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hornbook.charts import Band, Series, histogram, line_chart, number, smoothed, thinned
+from hornbook.diversity_view import diversity
 from hornbook.progress import duration
 from hornbook.run_view import (
     RunView,
@@ -71,6 +72,7 @@ def render_report(store: Store, run_id: str) -> str:
         funnel=_funnel(run),
         rejects=_rejects(run),
         conservation=[stage for stage in run.stages if stage.counts.get("planned")],
+        diversity=diversity(run, colours),
         quality=_quality(run, colours),
         training=[_training(stage, rows, colours) for stage, rows in curves],
         generated=generated_samples(run.stages, SAMPLES),

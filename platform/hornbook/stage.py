@@ -165,6 +165,7 @@ class StageContext:
         events: the run's record.
         stop_requested: whether `hornbook stop` was called.
         open_engine: returns a handle to a shared engine pool.
+        anew: whether the user wants it made anew, with nothing taken over from earlier artifacts.
     """
 
     artifact: Artifact
@@ -176,6 +177,7 @@ class StageContext:
     events: Events
     stop_requested: Callable[[], bool]
     open_engine: Callable[[EngineSettings], EngineHandle]
+    anew: bool = False
 
     def input(self, role: str) -> Artifact:
         """Return the only artifact in a role."""
