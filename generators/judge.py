@@ -17,9 +17,10 @@ import pyarrow as pa
 from pydantic import Field
 
 from generators.judge_figures import judge_figures
+from generators.replies import ROLE, Call, EarlierReplies, earlier_replies, replies_bytes
 from generators.rubric import MEAN, Asking, Grades, NotGraded, Reason, Rubric
 from hornbook.artifact import THRESHOLD, Artifact
-from hornbook.documents import KEY_BYTES, Reject, rejects_table
+from hornbook.documents import KEY_BYTES, Reject, canonical_json, generated_key, rejects_table
 from hornbook.engines.interface import EngineSettings, Reply, Request, Sampling
 from hornbook.errors import RecipeError
 from hornbook.parts import PartCommit, PartContent, PartRange, same_ids
@@ -100,19 +101,19 @@ class Judge(Stage):
 
     def run(self, context: StageContext) -> StageResult:
         """Grade each part of the input into a part of the same range."""
-        documents, settings = context.input("documents"), self.settings
-        maker = JudgePart(settings, self.asking, documents, context.open_engine(settings.engine), context.seed)
+        documents, settings, artifact = context.input("documents"), self.settings, context.artifact
+        earlier = EarlierReplies(artifact.store, []) if context.anew else earlier_replies(artifact, self.kind)
+        maker = JudgePart(settings, self.asking, documents, context.open_engine(settings.engine), earlier, context.seed)
         totals = context.make_parts(
             maker, [part.range for part in documents.parts], unit="documents", tokens="completion_tokens"
         )
-        metrics = judge_figures(context.artifact, self.asking.rubric, settings.score, settings.threshold)
+        metrics = judge_figures(artifact, self.asking.rubric, settings.score, settings.threshold)
         asked = totals.rows + totals.rejected
         metrics["rejected_share"] = round(totals.rejected / asked, 4) if asked else None
         metrics["completion_tokens"] = int(totals.counts.get("completion_tokens", 0))
         if settings.threshold is None:
             return StageResult(metrics=metrics)
-        store, folder = context.artifact.store, context.artifact.folder
-        store.write_json(f"{folder}/{THRESHOLD}", {"threshold": settings.threshold})
+        artifact.store.write_json(f"{artifact.folder}/{THRESHOLD}", {"threshold": settings.threshold})
         return StageResult(metrics=metrics, files=[THRESHOLD])
 
 
@@ -122,9 +123,16 @@ class JudgePart(PartMaker):
     num_cpus = 0.1  # it waits for the engine
 
     def __init__(
-        self, settings: JudgeSettings, asking: Asking, documents: Artifact, engine: EngineHandle, seed: int
+        self,
+        settings: JudgeSettings,
+        asking: Asking,
+        documents: Artifact,
+        engine: EngineHandle,
+        earlier: EarlierReplies,
+        seed: int,
     ) -> None:
-        self.settings, self.asking, self.documents, self.engine, self.seed = settings, asking, documents, engine, seed
+        self.settings, self.asking, self.documents, self.seed = settings, asking, documents, seed
+        self.engine, self.earlier = engine, earlier
         self.in_flight = settings.parts_in_flight
         self.replicas = len(engine)
 
@@ -135,6 +143,8 @@ class JudgePart(PartMaker):
         self.parts: dict[int, PartCommit] = {part.start: part for part in self.documents.parts}
         engine = self.settings.engine
         self.revision = digest(engine.model) if engine.kind == "vllm" else f"{engine.kind}:{engine.model}"
+        asked_with = {**self.settings.sampling.identity(), "schema": self.asking.schema}
+        self.asked_with = canonical_json(asked_with)
 
     async def make(self, part: PartRange) -> PartContent:
         """Return rows of `columns`, one for each graded document, in the documents' order."""
@@ -142,10 +152,10 @@ class JudgePart(PartMaker):
         table = await asyncio.to_thread(self.documents.read, self.parts[part.start], columns=names)
         planned = table.column("id").to_pylist()
         chosen = [row for row in table.to_pylist() if is_chosen(row["key"], self.settings.share, self.seed)]
-        requests = [self._request(row) for row in chosen]
-        replies = await self.engine.generate(requests, self.settings.sampling)
+        calls = await self._ask(part, chosen)
         rows, rejects = [], []
-        for row, reply in zip(chosen, replies, strict=True):
+        for row, call in zip(chosen, calls, strict=True):
+            reply = call.reply
             try:
                 grades = grades_of(reply, self.asking)
             except NotGraded as error:
@@ -160,15 +170,29 @@ class JudgePart(PartMaker):
             planned=planned,
             unit_of=same_ids,
             empty=len(planned) - len(chosen),
+            files={ROLE: replies_bytes(calls)} if calls else {},
             counts={
-                "prompt_tokens": sum(reply.prompt_tokens for reply in replies),
-                "completion_tokens": sum(reply.completion_tokens for reply in replies),
+                "reused": sum(call.reused for call in calls),
+                "prompt_tokens": sum(call.reply.prompt_tokens for call in calls if not call.reused),
+                "completion_tokens": sum(call.reply.completion_tokens for call in calls if not call.reused),
             },
         )
 
+    async def _ask(self, part: PartRange, documents: Sequence[Mapping[str, Any]]) -> list[Call]:
+        """Return the judge's reply to each document: an earlier one where the same was asked, else a new one."""
+        known = await asyncio.to_thread(self.earlier.load, part) if self.earlier.folders else {}
+        requests = [self._request(row) for row in documents]
+        keys = [generated_key(asked.messages, self.revision, self.asked_with, asked.seed) for asked in requests]
+        missing = [asked for asked, key in zip(requests, keys, strict=True) if key not in known]
+        new = iter(await self.engine.generate(missing, self.settings.sampling))
+        return [
+            Call(row["id"], key, known[key] if key in known else next(new), reused=key in known)
+            for row, key in zip(documents, keys, strict=True)
+        ]
+
     def _request(self, row: Mapping[str, Any]) -> Request:
         messages = self.asking.messages(row["text"][: self.settings.characters])
-        seed = derive_seed(self.seed, "judge", row["id"]) % (1 << 31)
+        seed = derive_seed(self.seed, "judge", row["key"].hex()) % (1 << 31)
         return Request(messages, seed, schema=self.asking.schema, tag=f"judge/{row['id']}")
 
     def _row(self, row: Mapping[str, Any], grades: Grades) -> dict[str, Any]:
@@ -245,8 +269,6 @@ def rubric_identity(rubric: str | Rubric, asking: Asking) -> dict[str, str]:
     """Return what enters a fingerprint of a rubric that is neither in the settings nor beside this module."""
     if isinstance(rubric, Rubric) or _shipped(rubric) is not None:
         return {}
-    from hornbook.documents import canonical_json
-
     return {"rubric": canonical_json(asking.rubric.identity())}
 
 
