@@ -28,6 +28,7 @@ STAGES: dict[str, str] = {
     "exercises": "generators.exercises:Exercises",
     "code-textbooks": "generators.code_textbooks:CodeTextbooks",
     "function-calls": "generators.function_calls:FunctionCalls",
+    "judge": "generators.judge:Judge",
     "files": "classifiers.files:Files",
     "installed-python": "classifiers.installed_python:InstalledPython",
     "annotate": "classifiers.annotate:Annotate",
