@@ -185,6 +185,45 @@ def report(run: Annotated[str, typer.Argument(help="A run's id or a prefix of it
 
 
 @app.command()
+def estimate(
+    recipe: RecipeArgument,
+    seconds: Annotated[float, typer.Option(min=1, help="Time of each stage's pilot, engine starts not counted.")] = 120,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each stage's pilot, at most.")] = 100,
+    gpus: Annotated[str, typer.Option(help="Numbers of GPUs to give hours for.")] = "1,8,64",
+    settings: SetOption = None,
+) -> None:
+    """Run a small pilot of a recipe's generators; say what all of it will take: tokens, rows, time, money, disk.
+
+    The store is not touched but for the estimate itself, which the run's report shows beside what it came to.
+
+    Examples:
+
+        hornbook estimate demo
+
+        hornbook estimate demo --seconds 60 --rows 200 --gpus 1,4
+
+        hornbook estimate demo --set stages.stories.rows=1000000
+    """
+    from hornbook.errors import RecipeError
+    from hornbook.estimate import estimate as estimate_recipe
+    from hornbook.estimate_table import remarks, table
+    from hornbook.one_version import require_one_version
+    from hornbook.store import open_store
+
+    require_one_version()
+    counts = [text.strip() for text in gpus.split(",")]
+    if not all(text.isdigit() and int(text) for text in counts):
+        raise RecipeError(f"--gpus {gpus!r} is not a list of numbers", "for example --gpus 1,8,64")
+    found = estimate_recipe(
+        recipe, settings or [], open_store(), rows=rows, seconds=seconds, gpus=[int(text) for text in counts], say=_say
+    )
+    if lines := table(found):
+        _table(["stage", "figure", "estimate", "from", "to"], lines)
+    for remark in remarks(found):
+        typer.echo(remark)
+
+
+@app.command()
 def push(
     artifact: Annotated[
         str, typer.Argument(help="Artifact folder or a prefix of it (see `hornbook ls`), or RUN/STAGE.")

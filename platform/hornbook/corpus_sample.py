@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 
 from hornbook.artifact import Artifact
+from hornbook.parts import PartCommit
 
 SAMPLED_DOCUMENTS = 50_000
 """Documents whose lengths and licences are looked at, from parts spread evenly over the corpus."""
@@ -62,6 +64,16 @@ def _shown(row: Mapping[str, Any]) -> dict[str, str]:
 
 def _cut(text: str) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} [...]"
+
+
+def stored_bytes(part: PartCommit) -> int:
+    """Return what a part takes in the store: its files, and its commit record twice, since the manifest holds it, too."""
+    return sum(file.size for file in part.files) + record_bytes(part)
+
+
+def record_bytes(part: PartCommit) -> int:
+    """Return what a part takes beside its files."""
+    return 2 * len(json.dumps(asdict(part)))
 
 
 def quantiles(values: Sequence[int]) -> list[int]:

@@ -301,7 +301,7 @@ class HubTarget(Target):
         import huggingface_hub
 
         self.repository = repository
-        self.api = api or huggingface_hub.HfApi()
+        self.api: Any = api or huggingface_hub.HfApi()
         self._held: dict[str, Any] = {}
 
     @property
