@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from generators.prompted import sampling_seed
 from generators.stories import Stories, StorySettings
+from generators.writing import sampling_seed
 from hornbook import models
 from hornbook.artifact import Artifact
 from hornbook.documents import planned_row

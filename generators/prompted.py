@@ -1,73 +1,115 @@
-"""What all kinds of generated text share: a plan of prompts, one engine, replies that become documents or rejects.
+"""What a kind of generated text is: a plan of prompts, and what becomes of the answers.
 
-A kind is a short class: `prompt(row)` says what to ask for a planned row, a pure function of (seed, row); `parse` turns the
-answer into a text, or refuses it with a reason.
+A kind is a short class: `prompt(row)` says what to ask for a planned row, a pure function of (seed, row, committed
+decisions); `parse` turns the answer into a text, or refuses it with a reason. The rest is the base's: `generators.writing`
+asks the engine, `generators.sifting` compares rows with earlier ones, `generators.waves` runs the plan.
 """
 
 from __future__ import annotations
 
 import sys
 from abc import abstractmethod
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from generators.checks import CheckSettings, NearDuplicateSieve, Refused, check_text
+from generators.diversity import DiversitySettings
 from hornbook.artifact import Artifact
-from hornbook.documents import (
-    Document,
-    MadeBy,
-    Reject,
-    canonical_json,
-    document_id,
-    documents_table,
-    generated_key,
-    rejects_table,
-)
-from hornbook.engines.interface import EngineSettings, Reply, Request, Sampling
-from hornbook.errors import HornbookError, RecipeError
-from hornbook.models import digest
-from hornbook.parts import PartContent, PartRange, planned_ranges
-from hornbook.partwork import PartMaker
-from hornbook.plan import Combinations, derive_seed
+from hornbook.engines.interface import EngineSettings, Messages, Reply, Sampling, engines_of
+from hornbook.errors import RecipeError
+from hornbook.plan import Combinations, golden_choice
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Produces, Stage, StageContext, StageResult
 
 if TYPE_CHECKING:
     import jinja2
 
-    from hornbook.engines.pool import EngineHandle
+__all__ = ["Ask", "Messages", "Parsed", "Prompt", "PromptSettings", "PromptedStage", "Refused", "Sieve"]
 
-OPENER_WORDS = 3
-SAMPLED_DOCUMENTS = 50_000
+
+NOTHING_ASKED = Reply("", "stop")
+"""The reply to a prompt without messages."""
+
+
+class WeightedEngine(Settings):
+    """One of several models that write a corpus together."""
+
+    engine: EngineSettings = Field(..., description="The engine; what it leaves out comes from the recipe's `engine`.")
+    weight: float = Field(1.0, gt=0, description="Its share of the rows, in proportion to the others'.")
+    sampling: Sampling | None = Field(None, description="How it samples; default: as the stage does.")
 
 
 class PromptSettings(Settings):
     """Settings of every kind of generated text."""
 
-    rows: int = Field(..., ge=1, description="Planned rows, one prompt each; rejected ones are not made up for.")
+    rows: int | None = Field(
+        None, ge=1, description="Planned rows, one prompt each; rejected ones are not made up for. Or say `accepted`."
+    )
+    accepted: int | None = Field(
+        None, ge=1, description="Rows wanted after all checks: plans on, wave by wave, until there are so many."
+    )
+    over_generation: float = runtime(
+        4.0,
+        ge=1,
+        description="At most so many rows are planned for each of `accepted`; then the stage stops and says why.",
+    )
+    samples: int = Field(1, ge=1, le=1024, description="Replies asked for each prompt; each is a row of its own.")
+    wave_rows: int = Field(
+        1024,
+        ge=1,
+        description="Rows of a wave, where later rows depend on earlier ones: with `accepted`, diversity steering, or a "
+        "kind that learns.",
+    )
     part_rows: int = Field(16, ge=1, description="Planned rows per part: what is lost at most when a worker dies.")
     engine: EngineSettings = Field(EngineSettings(), description="The engine that writes.")
+    engines: tuple[WeightedEngine, ...] = Field((), description="Several models in place of `engine`, with weights.")
     sampling: Sampling = Field(Sampling(), description="How it samples.")
     truncated: Literal["reject", "trim", "keep"] = Field(
         "reject", description="A reply cut at max_tokens: reject it, trim it to its last whole sentence, or keep it."
+    )
+    checks: CheckSettings = Field(CheckSettings(), description="What is looked for in each text.")
+    diversity: DiversitySettings = Field(
+        DiversitySettings(), description="What is watched over all texts, and steered."
     )
     parts_in_flight: int = runtime(
         12, ge=1, description="Parts asked at once of each replica of the engine; keeps its batch full."
     )
 
+    @model_validator(mode="after")
+    def _a_number_of_rows(self) -> PromptSettings:
+        if self.rows is None and self.accepted is None:
+            raise ValueError("say how many: rows (planned) or accepted (left after all checks)")
+        return self
+
+    @property
+    def planned_rows(self) -> int:
+        """The most prompts that the plan may reach."""
+        limits = [self.rows, self.accepted and -int(-self.accepted * self.over_generation // self.samples)]
+        return min(limit for limit in limits if limit is not None)
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """What to ask for one planned row: the messages, the seeds they were made from, and the documents they quote."""
+    """What to ask for one planned row.
 
-    messages: tuple[dict[str, str], ...]
+    Attributes:
+        messages: the chat; empty if nothing is to be asked: then `parse` gets an empty answer.
+        seeds: what the prompt was made from.
+        parents: keys of the documents that it quotes.
+        schema: a JSON Schema, as JSON text, that the engine makes the reply follow.
+        required: words, or a sentence, that the document's text must hold.
+    """
+
+    messages: Messages
     seeds: Mapping[str, Any]
     parents: tuple[bytes, ...] = ()
+    schema: str = ""
+    required: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,34 +120,83 @@ class Parsed:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Refused(Exception):
-    """An answer that is not wanted: a short reason, counted in the manifest, and a detail for people."""
+class Ask(Protocol):
+    """How a kind asks an engine within one planned row; each call is seeded and kept with its key."""
 
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
+    async def __call__(
+        self,
+        messages: Messages,
+        *,
+        schema: str = "",
+        choices: tuple[str, ...] = (),
+        engine: str = "engine",
+        sampling: Sampling | None = None,
+    ) -> Reply:
+        """Return the reply; a failed one has finish reason "error".
+
+        Args:
+            schema: a JSON Schema that the reply must follow.
+            choices: the only replies allowed, each one token.
+            engine: the settings field with the engine to ask; "engine" is the row's own writer.
+            sampling: in place of the writer's.
+        """
+
+
+class Sieve(Protocol):
+    """A check against earlier rows. One process asks it row by row, in plan order; its memory must be bounded."""
+
+    reason: str
+
+    def refuses(self, text: str, meta: Mapping[str, Any]) -> str:
+        """Return why a document is too like an earlier one, or an empty string."""
+
+    def add(self, text: str, meta: Mapping[str, Any]) -> None:
+        """Remember a document that all sieves have let pass."""
 
 
 class PromptedStage(Stage):
-    """A kind of generated text. Subclasses give `kind`, `source`, `prompt` and, where needed, `parse` and `open`."""
+    """A kind of generated text. Subclasses give `kind`, `prompt` and, where needed, `parse`, `open` and the rest.
+
+    Class attributes:
+        document_kind: what its documents are (`text`, `chat`, ...).
+        expected_tokens: usual length of a reply, for estimates before anything ran.
+        too_many_rows: the cure for asking for more rows than there are distinct prompts.
+        cells: names of the seeds whose values are the cells that diversity is tracked in.
+        language: ISO 639-1 code of the language that texts must be in; empty if it is not checked.
+        slow_parse: whether `parse` takes milliseconds or more (a sandbox): it runs in a thread then.
+    """
 
     produces: ClassVar[Produces] = "documents"
     settings: PromptSettings
     document_kind: ClassVar[str] = "text"
     expected_tokens: ClassVar[int] = 200
     too_many_rows: ClassVar[str] = "ask for fewer rows"
+    cells: ClassVar[tuple[str, ...]] = ()
+    language: ClassVar[str] = ""
+    slow_parse: ClassVar[bool] = False
+
+    decisions: Mapping[str, Any] = {}  # never changed in place: each wave's stage gets its own
+    """What the waves before this one led to; committed before it starts."""
 
     def open(self, inputs: Mapping[str, Sequence[Artifact]]) -> None:
         """Prepare for reading input documents; called once in each worker."""
 
     @abstractmethod
     def prompt(self, row: int) -> Prompt:
-        """Return what to ask for planned row `row`: a pure function of (self.seed, row). May raise Refused."""
+        """Return what to ask for planned row `row`: a pure function of (seed, row, decisions). May raise Refused."""
 
     def parse(self, prompt: Prompt, text: str) -> Parsed:
         """Turn an answer (stripped, not empty) into a document's text. Raises Refused."""
         return Parsed(text)
+
+    async def write(self, prompt: Prompt, ask: Ask) -> Parsed:
+        """Make a row's document: one call and `accept`. Override it where a row takes several calls. Raises Refused."""
+        reply = await ask(prompt.messages, schema=prompt.schema) if prompt.messages else NOTHING_ASKED
+        if self.slow_parse:
+            import asyncio
+
+            return await asyncio.to_thread(self.accept, prompt, reply)
+        return self.accept(prompt, reply)
 
     def accept(self, prompt: Prompt, reply: Reply) -> Parsed:
         """Turn an engine's reply into a document's text. Raises Refused for what failed, was cut, is empty or unparsable."""
@@ -116,17 +207,63 @@ class PromptedStage(Stage):
             raise Refused("truncated", f"cut at {self.settings.sampling.max_tokens} tokens")
         if reply.finish_reason == "length" and self.settings.truncated == "trim":
             text = to_last_sentence(text)
-        if not text:
+        if not text and prompt.messages:
             raise Refused("empty")
         return self.parse(prompt, text)
 
+    def check_text(self, prompt: Prompt, text: str) -> None:
+        """Refuse a document's text that refuses to answer, loops, is in another language or lacks what it must hold."""
+        check_text(text, self.settings.checks, prompt.required, self.language_of(prompt))
+
+    def language_of(self, prompt: Prompt) -> str:
+        """Return the ISO 639-1 code of the language that a row's text must be in; empty if any will do."""
+        return self.language
+
+    def sieves(self) -> list[Sieve]:
+        """Return fresh checks against earlier rows."""
+        checks = self.settings.checks
+        return [NearDuplicateSieve(checks)] if checks.near_duplicates else []
+
+    def learn(self, accepted: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what the next wave shall know of this wave's accepted documents ({id, text, meta, seeds}, in plan order).
+
+        Must be JSON and small: it is committed with the wave and is `decisions` of the next one's stage.
+        """
+        return {}
+
+    @property
+    def learns(self) -> bool:
+        """Whether later rows depend on what became of earlier ones, so that the plan runs in waves."""
+        steers = self.settings.diversity.steer
+        return self.settings.accepted is not None or steers or type(self).learn is not PromptedStage.learn
+
     def planned(self, context: StageContext) -> int:
-        """Return the number of planned rows."""
-        return self.settings.rows
+        """Return the most rows (prompts) that the plan may reach."""
+        return self.settings.planned_rows
+
+    @cached_property
+    def writers(self) -> list[tuple[str, EngineSettings, Sampling]]:
+        """The models that write: name of the settings field, engine, sampling."""
+        settings = self.settings
+        if not settings.engines:
+            return [("engine", settings.engine, settings.sampling)]
+        return [
+            (f"engines.{number}", entry.engine, entry.sampling or settings.sampling)
+            for number, entry in enumerate(settings.engines)
+        ]
+
+    def writer_of(self, row: int) -> int:
+        """Return which of `writers` a planned row belongs to: in proportion to their weights in every prefix."""
+        weights = [entry.weight for entry in self.settings.engines] or [1.0]
+        return golden_choice(weights, row, self.seed)
+
+    def engines(self) -> dict[str, EngineSettings]:
+        """Return every engine that the stage asks, by settings field."""
+        return engines_of(self.settings)
 
     def models(self) -> Sequence[str]:
-        """The engine's model, where it is ours to resolve."""
-        return (self.settings.engine.model,) if self.settings.engine.kind == "vllm" else ()
+        """The engines' models, where they are ours to resolve."""
+        return sorted({engine.model for engine in self.engines().values() if engine.kind == "vllm"})
 
     @property
     def combinations(self) -> Combinations | None:
@@ -136,20 +273,22 @@ class PromptedStage(Stage):
     def check(self) -> None:
         """Refuse sampling that the engine cannot do, and more rows than there are distinct prompts."""
         distinct = None if self.combinations is None else len(self.combinations)
-        if distinct is not None and self.settings.rows > distinct:
+        wanted = self.settings.rows or -(-(self.settings.accepted or 1) // self.settings.samples)
+        if distinct is not None and wanted > distinct:
             raise RecipeError(
-                f"stages.{self.name}.rows: {self.settings.rows:,} asked, but there are {distinct:,} distinct prompts",
+                f"stages.{self.name}.rows: {wanted:,} asked, but there are {distinct:,} distinct prompts",
                 self.too_many_rows,
             )
-        if self.settings.engine.kind == "openai" and self.settings.sampling.end_bias:
-            raise RecipeError(
-                f"stages.{self.name}.sampling.end_bias: an endpoint does not say which token ends its model's replies",
-                "set end_bias: 0, or use the vllm engine",
-            )
+        for name, engine, sampling in self.writers:
+            if engine.kind == "openai" and sampling.end_bias:
+                raise RecipeError(
+                    f"stages.{self.name}.{name}: end_bias: an endpoint does not say which token ends its model's replies",
+                    "set sampling.end_bias: 0, or use the vllm engine",
+                )
         if not self.inputs:  # else the first prompt needs documents that are not there yet
-            self._check_prompt()
+            self.check_prompt()
 
-    def _check_prompt(self) -> None:
+    def check_prompt(self) -> None:
         """Render the first row's prompt: a kind or a template that cannot is found before anything runs."""
         import jinja2
 
@@ -172,138 +311,73 @@ class PromptedStage(Stage):
 
     def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
         """Planned rows, and tokens at the kind's usual length."""
-        rows = self.settings.rows
+        return self.expected_of(self.settings.accepted or self.settings.planned_rows * self.settings.samples)
+
+    def expected_of(self, rows: int) -> Expected:
+        """Return what so many rows are expected to be."""
         return Expected(
             planned=rows, rows=rows, tokens=rows * min(self.expected_tokens, self.settings.sampling.max_tokens)
         )
 
     @cached_property
-    def template_text(self) -> str:
-        """The Jinja file beside the kind's module. Travels with the stage: a worker need not have a user's file."""
-        module = sys.modules[type(self).__module__]
-        path = Path(str(module.__file__)).with_suffix(".jinja")
+    def templates(self) -> dict[str, str]:
+        """The Jinja files beside the kind's module by name: "" is `<module>.jinja`, "x" is `<module>.x.jinja`.
+
+        They travel with the stage: a worker need not have a user's files.
+        """
+        path = Path(str(sys.modules[type(self).__module__].__file__))
+        found = {"": path.with_suffix(".jinja")}
+        found |= {file.name.split(".")[1]: file for file in path.parent.glob(f"{path.stem}.*.jinja")}
         try:
-            return path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise RecipeError(
-                f"stages.{self.name}: the kind {self.kind!r} has no prompt: {error}",
-                f"write it as a Jinja template into {path.name} beside {path.with_suffix('.py').name}",
-            ) from None
+            return {name: file.read_text(encoding="utf-8") for name, file in found.items() if file.exists()}
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"stages.{self.name}: a prompt of kind {self.kind!r} cannot be read: {error}") from None
 
     @cached_property
-    def template(self) -> jinja2.Template:
-        """The kind's prompt, compiled; a variable that it names and `ask` is not given is an error."""
+    def _compiled(self) -> dict[str, tuple[jinja2.Template, set[str]]]:
+        """The templates, compiled, and the variables that each cannot do without, in whichever branch."""
         import jinja2
+        from jinja2 import meta, nodes
 
         environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        return environment.from_string(self.template_text)
+        compiled = {}
+        for name, text in self.templates.items():
+            tree = environment.parse(text)
+            optional = {test.node.name for test in tree.find_all(nodes.Test) if isinstance(test.node, nodes.Name)}
+            needed = meta.find_undeclared_variables(tree) - optional
+            compiled[name] = (environment.from_string(text), needed)
+        return compiled
 
-    def ask(self, **seeds: Any) -> tuple[dict[str, str], ...]:
+    def render(self, template: str = "", **seeds: Any) -> str:
+        """Render one of the kind's templates; a variable that it names and `seeds` lack is an error."""
+        if template not in self.templates:
+            path = Path(str(sys.modules[type(self).__module__].__file__))
+            name = f"{path.stem}.{template}.jinja" if template else f"{path.stem}.jinja"
+            raise RecipeError(
+                f"stages.{self.name}: the kind {self.kind!r} has no prompt {name}",
+                f"write it as a Jinja template into {name} beside {path.name}",
+            )
+        compiled, needed = self._compiled[template]
+        if missing := needed - seeds.keys():  # even in a branch that this row does not take
+            raise RecipeError(
+                f"stages.{self.name}: the prompt {template or self.kind} names {', '.join(sorted(missing))}, which the kind "
+                f"does not give (it gives {', '.join(sorted(seeds))})",
+                "mend the template",
+            )
+        return compiled.render(**seeds).strip()
+
+    def ask(self, **seeds: Any) -> Messages:
         """Render the kind's template as a single user message."""
-        return ({"role": "user", "content": self.template.render(**seeds).strip()},)
+        return ({"role": "user", "content": self.render(**seeds)},)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "template"}  # it cannot be pickled
+        return {name: value for name, value in vars(self).items() if name != "_compiled"}  # it cannot be pickled
 
     def run(self, context: StageContext) -> StageResult:
-        """Ask the engine for every planned row that is not there yet."""
-        handle = context.open_engine(self.settings.engine)
-        maker = _PromptMaker(self, handle, context.inputs)
-        ranges = planned_ranges(self.planned(context), self.settings.part_rows)
-        totals = context.make_parts(maker, ranges, tokens="completion_tokens")
-        return StageResult(metrics={**corpus_metrics(context.artifact), **_finish_reasons(totals.counts)})
+        """Ask for every planned row that is not there yet, and sift the answers."""
+        from generators.waves import run_waves
 
-
-class _PromptMaker(PartMaker):
-    """Makes a range of rows: renders the prompts, asks the engine for all of them at once, sorts the answers."""
-
-    num_cpus = 0.1
-
-    def __init__(self, stage: PromptedStage, handle: EngineHandle, inputs: Mapping[str, Sequence[Artifact]]) -> None:
-        self.stage, self.handle, self.inputs = stage, handle, inputs
-        self.in_flight = stage.settings.parts_in_flight
-        self.replicas = len(handle)
-        engine = stage.settings.engine
-        self.revision = digest(engine.model) if engine.kind == "vllm" else f"{engine.kind}:{engine.model}"
-        self.sampling = canonical_json(stage.settings.sampling.identity())
-
-    def setup(self) -> None:
-        self.stage.open(self.inputs)
-
-    async def make(self, part: PartRange) -> PartContent:
-        prompts: dict[int, Prompt] = {}
-        rejects: list[Reject] = []
-        for row in range(part.start, part.stop):
-            try:
-                prompts[row] = self._prompt(row)
-            except Refused as refused:
-                rejects.append(Reject(row, f"{self.stage.kind} row {row}", refused.reason, refused.detail))
-        requests = [
-            Request(prompt.messages, sampling_seed(self.stage, row), tag=f"{self.stage.kind}/{row}")
-            for row, prompt in prompts.items()
-        ]
-        replies = await self.handle.generate(requests, self.stage.settings.sampling)
-        documents = []
-        counts: Counter[str] = Counter()
-        for (row, prompt), reply in zip(prompts.items(), replies, strict=True):
-            counts[f"finish_{reply.finish_reason}"] += 1
-            counts["prompt_tokens"] += reply.prompt_tokens
-            counts["completion_tokens"] += reply.completion_tokens
-            try:
-                parsed = self._accept(prompt, reply)
-            except Refused as refused:
-                rejects.append(Reject(row, prompt.messages[-1]["content"], refused.reason, refused.detail, reply.text))
-                continue
-            counts["tokens"] += reply.completion_tokens
-            documents.append(self._document(row, prompt, reply, parsed))
-        return PartContent(documents_table(documents), rejects_table(rejects), counts=counts)
-
-    def _prompt(self, row: int) -> Prompt:
-        try:
-            return self.stage.prompt(row)
-        except (Refused, HornbookError):
-            raise
-        except Exception as error:  # a user's kind may do anything: the row is a reject that says what
-            raise Refused("prompt-failed", f"{type(error).__name__}: {error}") from error
-
-    def _accept(self, prompt: Prompt, reply: Reply) -> Parsed:
-        try:
-            parsed = self.stage.accept(prompt, reply)
-        except (Refused, HornbookError):
-            raise
-        except Exception as error:
-            raise Refused("parse-failed", f"{type(error).__name__}: {error}") from error
-        if not isinstance(parsed, Parsed) or not isinstance(parsed.text, str):
-            raise Refused("parse-failed", f"parse() returned {parsed!r:.200}, not a Parsed")
-        return parsed
-
-    def _document(self, row: int, prompt: Prompt, reply: Reply, parsed: Parsed) -> Document:
-        made_by = MadeBy(
-            prompt=canonical_json(list(prompt.messages)),
-            seeds=canonical_json(dict(prompt.seeds)),
-            model=self.stage.settings.engine.model,
-            revision=self.revision,
-            sampling=self.sampling,
-            row_seed=sampling_seed(self.stage, row),
-            finish_reason=reply.finish_reason,
-            prompt_tokens=reply.prompt_tokens,
-            completion_tokens=reply.completion_tokens,
-        )
-        return Document(
-            id=document_id(row),
-            key=generated_key(prompt.messages, self.revision, self.sampling, made_by.row_seed),
-            text=parsed.text,
-            source=self.stage.kind,
-            kind=self.stage.document_kind,
-            parents=prompt.parents,
-            made_by=made_by,
-            meta=parsed.meta,
-        )
-
-
-def sampling_seed(stage: PromptedStage, row: int) -> int:
-    """Return the seed that a planned row's reply is sampled with."""
-    return derive_seed(stage.seed, stage.kind, "sampling", row) % (1 << 31)
+        return run_waves(self, context)
 
 
 def to_last_sentence(text: str) -> str:
@@ -313,28 +387,3 @@ def to_last_sentence(text: str) -> str:
         return ""
     closing = text[end + 1 : end + 2]
     return text[: end + 1 + (closing in ('"', "'", ")", "”") and closing != "")]
-
-
-def corpus_metrics(artifact: Artifact) -> dict[str, Any]:
-    """Return what the report shows of a generated corpus: lengths and the commonest openings.
-
-    Of about SAMPLED_DOCUMENTS documents, from parts spread evenly over the artifact: the driver must not read it all.
-    """
-    parts = [part for part in artifact.parts if part.rows]
-    step = max(1, sum(part.rows for part in parts) // SAMPLED_DOCUMENTS)
-    openers: Counter[str] = Counter()
-    lengths: list[int] = []
-    for part in parts[::step]:
-        table = artifact.read(part, columns=["text", "made_by.completion_tokens"])
-        openers.update(" ".join(text.split(None, OPENER_WORDS)[:OPENER_WORDS]) for text in table["text"].to_pylist())
-        lengths += table["completion_tokens"].to_pylist()  # pyarrow names a nested column by its last part
-    lengths.sort()
-    median = lengths[len(lengths) // 2] if lengths else 0
-    return {"median_tokens": median, "openers": openers.most_common(10)}
-
-
-def _finish_reasons(counts: Mapping[str, float]) -> dict[str, Any]:
-    reasons = {
-        name: int(counts[f"finish_{name}"]) for name in ("stop", "length", "error") if f"finish_{name}" in counts
-    }
-    return {"finish_reasons": reasons, "completion_tokens": int(counts.get("completion_tokens", 0))}

@@ -29,6 +29,8 @@ FORMAT_VERSION = 1
 ARTIFACTS = "artifacts"
 MANIFEST = "manifest.json"
 PART_COUNTS = ("planned", "rows", "succeeded", "rejected", "empty")
+NOT_CONTENT = ("rejects", "replies")
+"""Roles of files that nobody downstream reads: they do not count in an artifact's digest."""
 THRESHOLD = "threshold.json"
 """File of a scoring artifact: {"threshold": the score from which a document is kept}. A file, since it must count in the digest."""
 
@@ -246,7 +248,7 @@ def sum_reasons(parts: Iterable[PartCommit]) -> dict[str, int]:
 def content_digest(parts: Sequence[PartCommit], files: Sequence[FileEntry]) -> str:
     """Return a hash of what an artifact holds: its rows in plan order and its files; no times, no file names of attempts."""
     content = [
-        [part.start, part.stop, [[file.role, file.digest] for file in part.files if file.role != "rejects"]]
+        [part.start, part.stop, [[file.role, file.digest] for file in part.files if file.role not in NOT_CONTENT]]
         for part in parts
     ]
     named = [[entry.name, entry.digest] for entry in files]

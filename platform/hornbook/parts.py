@@ -72,6 +72,10 @@ class PartCommit:
         """The planned range that this part holds."""
         return PartRange(self.start, self.stop)
 
+    def has(self, role: str) -> bool:
+        """Tell whether the part has a file with this role."""
+        return any(entry.role == role for entry in self.files)
+
     def file(self, role: str) -> PartFile:
         """Return the file with this role. Raises StoreError if the part has none."""
         for entry in self.files:
@@ -95,6 +99,7 @@ class PartContent:
         planned: ids of the planned units; default: the range's own numbers.
         unit_of: maps the table's `id` column to planned units; default: the document's planned row.
         files: further files by role (token shards); their bytes are written as they are.
+        existing: files that lie in the artifact's folder already and become this part's.
         succeeded: with no table, how many planned units are in `files`.
         empty: planned units that gave no row on purpose (documents below a threshold); any other one missing is an error.
         counts: sums for the manifest.
@@ -105,6 +110,7 @@ class PartContent:
     planned: Sequence[int] | np.ndarray | None = None
     unit_of: Callable[[np.ndarray], np.ndarray] | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
+    existing: Sequence[PartFile] = ()
     succeeded: int | None = None
     empty: int = 0
     counts: Mapping[str, float] = field(default_factory=dict)
@@ -145,6 +151,7 @@ def commit_part(store: Store, folder: str, part: PartRange, content: PartContent
     for role, data in content.files.items():
         suffix = "parquet" if data[:4] == b"PAR1" else "bin"
         files.append(_write_file(store, folder, part, attempt, role, suffix, data))
+    files += content.existing
     record = PartCommit(
         start=part.start,
         stop=part.stop,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hornbook import __version__
 from hornbook.artifact import Artifact, artifact_folder, delete_artifact, finish_artifact, lock_name, versions
 from hornbook.cluster import cluster, require_shared_store, resources
+from hornbook.engines.interface import engines_of
 from hornbook.errors import HornbookError, Stopped
 from hornbook.events import Events
 from hornbook.fingerprint import fingerprint
@@ -107,6 +108,9 @@ def run_recipe(
     for name in names:
         _model_digests(recipe.stages[name])  # an unknown model is said now, not when its stage comes
     remake = recipe.descendants(remake_from) if remake_from else set()
+    for planned in plan_recipe(recipe, store, only=only, remake_from=remake_from).values():
+        if not planned.complete:
+            planned.entry.stage.ready()
     with new_run(store, recipe.name, _record(recipe, names, command)) as run:
         events = Events(store, run.folder)
         events.emit("run", run=run.id, recipe=recipe.name, command=command, stages=names)
@@ -156,10 +160,11 @@ def _run_stages(
                 if artifact.complete and name not in remake:  # another driver made it while this one waited
                     _reuse(name, artifact, run, events, say, head)
                 else:
-                    if name in remake:
+                    anew = name in remake
+                    if anew:
                         delete_artifact(artifact)
                     say(f"{head}: {entry.stage.kind} ...")
-                    _make(entry, artifact, mark, recipe.seed, inputs, run, events, engines, stop_requested, lock)
+                    _make(entry, artifact, mark, recipe.seed, inputs, run, events, engines, stop_requested, lock, anew)
                     say(f"{head}: done in {duration(run.value['stages'][name]['seconds'])}, {_summary(artifact)}")
         finished.artifacts[name] = artifact
         engines.keep_only([recipe.stages[later].stage.settings for later in names[number:]])
@@ -182,6 +187,7 @@ def _make(
     engines: _Engines,
     stop_requested: Callable[[], bool],
     lock: Lock,
+    anew: bool,
 ) -> None:
     store, stage = artifact.store, entry.stage
     engines.connect()
@@ -200,6 +206,7 @@ def _make(
         events=events,
         stop_requested=lambda: lock.lost or stop_requested(),
         open_engine=engines.open,
+        anew=anew,
     )
     try:
         try:
@@ -272,13 +279,14 @@ class _Engines:
 
         A pool takes all GPUs, so the stage would wait for ever. On processors alone they stay: engine starts are dear.
         """
-        holding = [known for known in self._pools if known.kind == "vllm" and known != getattr(stage, "engine", None)]
+        wanted = engines_of(stage).values()
+        holding = [known for known in self._pools if known.kind == "vllm" and known not in wanted]
         if holding and resources().gpus:
             self._close(holding)
 
     def keep_only(self, later: Sequence[Any]) -> None:
         """Close the pools that no later stage asks for: their processors and memory are wanted elsewhere."""
-        needed = [getattr(settings, "engine", None) for settings in later]
+        needed = [engine for settings in later for engine in engines_of(settings).values()]
         self._close([known for known in self._pools if known not in needed])
 
     def _close(self, pools: Sequence[EngineSettings]) -> None:
@@ -342,6 +350,8 @@ def _summary(artifact: Artifact) -> str:
     parts = [f"{int(counts['rows']):,} rows"] if counts.get("planned") else [f"{len(artifact.manifest.files)} files"]
     if counts.get("rejected"):
         parts.append(f"{int(counts['rejected']):,} rejected")
+    if counts.get("reused"):
+        parts.append(f"{int(counts['reused']):,} carried over")
     if counts.get("tokens"):
         parts.append(f"{int(counts['tokens']):,} tokens")
     return ", ".join(parts)

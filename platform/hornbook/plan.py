@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 ROUNDS = 6
+GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def derive_seed(*parts: object) -> int:
@@ -49,6 +50,23 @@ def permute(positions: np.ndarray, size: int, seed: int) -> np.ndarray:
         values[outside] = _feistel(values[outside], half_bits, keys)
         outside = values >= size
     return values.astype(np.int64)
+
+
+def golden_choice(weights: Sequence[float], row: int, seed: int) -> int:
+    """Return which of several weighted choices a row takes: in proportion to their weights in every prefix of rows.
+
+    The rows walk the unit circle by the golden ratio, whose multiples fall most evenly (Knuth, TAOCP 3, 6.4); it is
+    irrational, so that the walk meets no axis of a plan in step.
+    """
+    if len(weights) == 1:
+        return 0
+    start = derive_seed(seed, "golden") / (1 << 63)
+    position = (start + row * GOLDEN) % 1.0 * math.fsum(weights)
+    for choice, weight in enumerate(weights):
+        position -= weight
+        if position < 0:
+            return choice
+    return len(weights) - 1
 
 
 class Combinations:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
+from hornbook.engines.interface import EngineSettings
 from hornbook.errors import RecipeError
 from hornbook.settings import Settings, nearest, validate
 from hornbook.stage import Stage
@@ -168,21 +169,39 @@ def _stage(name: str, value: dict[str, Any], top: RecipeFile, where: str, folder
     if not isinstance(raw_inputs, dict):
         raise RecipeError(f"{place}.inputs: a mapping from role to stage names, got {raw_inputs!r}")
     inputs = {role: _names(names, f"{place}.inputs.{role}") for role, names in raw_inputs.items()}
-    if "engine" in implementation.Settings.model_fields and top.engine:
-        own = value.get("engine") or {}
-        if not isinstance(own, dict):
-            raise RecipeError(f"{place}.engine: settings of an engine, got {own!r}", f"say engine: {{kind: {own}}}")
-        value["engine"] = {**top.engine, **own}
+    _engine_defaults(implementation.Settings, value, top.engine, place)
     settings = validate(implementation.Settings, value, place)
     try:
         stage = implementation(name, settings, top.seed)
     except TypeError as error:  # a user's kind that leaves out what it must say
         raise RecipeError(f"{place}.kind: {kind}: {error}") from None
+    stage.folder = folder
     try:
         stage.check()
     except RecipeError as error:
         raise RecipeError(f"{where}: {error.message}", error.cure) from None
     return RecipeStage(name, stage, inputs, _group(implementation))
+
+
+def _engine_defaults(model: type[Settings], value: dict[str, Any], defaults: dict[str, Any], place: str) -> None:
+    """Fill what a stage's engines leave out with the recipe's `engine`; one that is not named at all is left alone,
+    except for the main one."""
+    if not defaults:
+        return
+    for name, known in model.model_fields.items():
+        if name == "engines" and isinstance(value.get(name), list):
+            for number, entry in enumerate(value[name]):
+                if isinstance(entry, dict) and isinstance(entry.get("engine"), dict):
+                    value[name][number] = {**entry, "engine": {**defaults, **entry["engine"]}}
+        elif _is_engine(known.annotation) and (name == "engine" or value.get(name) is not None):
+            own = value.get(name) or {}
+            if not isinstance(own, dict):
+                raise RecipeError(f"{place}.{name}: settings of an engine, got {own!r}", f"say {name}: {{kind: {own}}}")
+            value[name] = {**defaults, **own}
+
+
+def _is_engine(annotation: Any) -> bool:
+    return annotation is EngineSettings or EngineSettings in getattr(annotation, "__args__", ())
 
 
 def _names(value: Any, where: str) -> list[str]:

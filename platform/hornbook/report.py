@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hornbook.charts import Band, Series, histogram, line_chart, number, smoothed, thinned
+from hornbook.diversity_view import diversity
+from hornbook.foretold import foretold
 from hornbook.progress import duration
 from hornbook.run_view import (
     RunView,
@@ -71,11 +73,13 @@ def render_report(store: Store, run_id: str) -> str:
         funnel=_funnel(run),
         rejects=_rejects(run),
         conservation=[stage for stage in run.stages if stage.counts.get("planned")],
+        diversity=diversity(run, colours),
         quality=_quality(run, colours),
         training=[_training(stage, rows, colours) for stage, rows in curves],
         generated=generated_samples(run.stages, SAMPLES),
         modelled=model_samples(run.stages, SAMPLES),
         timings=_timings(run, curves),
+        foretold=foretold(run),
         figures=[(stage, flat) for stage in run.stages if (flat := _flat(stage.metrics))],
         versions=mapping(run.record.get("versions")),
         recipe=_yaml(run.record.get("source")),

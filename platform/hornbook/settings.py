@@ -41,7 +41,12 @@ class Settings(BaseModel):
             if is_runtime(field.json_schema_extra):
                 continue
             value = getattr(self, name)
-            kept[name] = value.identity() if isinstance(value, Settings) else dumped[name]
+            if isinstance(value, Settings):
+                kept[name] = value.identity()
+            elif isinstance(value, tuple) and value and all(isinstance(entry, Settings) for entry in value):
+                kept[name] = [entry.identity() for entry in value]
+            else:
+                kept[name] = dumped[name]
         return kept
 
 

@@ -114,8 +114,8 @@ class Place:
         return f"artifacts/{names[0]}" if names else ""
 
     def committed(self) -> int:
-        """Return the number of committed parts."""
-        return len(self.store.names(f"{self.folder}/parts")) if self.folder else 0
+        """Return the number of committed drafts."""
+        return len(self.store.names(f"{self.folder}/drafts/parts")) if self.folder else 0
 
 
 @pytest.fixture

@@ -335,8 +335,10 @@ def test_gc_keeps_what_kept_runs_need(ray_cluster: None, tmp_path: Path) -> None
 
 
 def committed(store: Store) -> int:
-    """Parts of stories that are committed in any artifact of the store."""
-    return sum(len(store.names(f"artifacts/{name}/parts")) for name in store.names("artifacts") if "stories" in name)
+    """Drafts of stories that are committed in any artifact of the store."""
+    return sum(
+        len(store.names(f"artifacts/{name}/drafts/parts")) for name in store.names("artifacts") if "stories" in name
+    )
 
 
 def events(store: Store, finished: Finished, kind: str) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -374,3 +375,27 @@ def test_numbers_are_written_for_people() -> None:
 def test_thinning_and_smoothing_keep_the_level() -> None:
     flat = [(float(x), 2.0) for x in range(5000)]
     assert len(thinned(flat)) == 400 and all(y == pytest.approx(2.0) for _, y in smoothed(thinned(flat), 10))
+
+
+def test_the_diversity_of_a_steered_corpus_is_shown_before_and_after() -> None:
+    from hornbook.diversity_view import diversity
+    from hornbook.run_view import StageView
+
+    first = {"texts": 100, "distinct_3": 0.5, "openers": [["Once upon a", 0.4]]}
+    last = {"texts": 90, "distinct_3": 0.7, "openers": [["It was a", 0.04]]}
+    waves = [
+        {"wave": 0, "planned": 128, "accepted": 100, "figures": first, "steered": {}},
+        {"wave": 1, "planned": 128, "accepted": 90, "figures": last, "steered": {"*": {"avoid": [["Once", -2.0]]}}},
+    ]
+    metrics = {
+        "diversity": {"first_wave": first, "last_wave": last},
+        "waves": waves,
+        "acceptance": {"m": {"planned": 256, "accepted": 190}},
+    }
+    manifest: Any = SimpleNamespace(metrics=metrics, counts={"planned": 256}, reasons={"near-duplicate": 4})
+    run: Any = SimpleNamespace(stages=[StageView("stories", {}, None, manifest)])
+    (found,) = diversity(run, {"stories": "c1"})
+    assert found["openers"] == [[("Once upon a", 0.4)], [("It was a", 0.04)]]
+    assert found["waves"][1]["steered"] == "1 openings made unlikely (“Once”)"
+    assert found["models"] == [("m", 256, 190)] and found["duplicates"] == 4 / 256
+    assert "polyline" in str(found["chart"]) or "path" in str(found["chart"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,8 @@ from hornbook.errors import EngineError
 from hornbook.settings import Settings, runtime
 
 FinishReason = Literal["stop", "length", "error"]
+Messages = tuple[dict[str, str], ...]
+"""A chat: role and content of each turn."""
 
 
 class Sampling(Settings):
@@ -146,6 +148,25 @@ class EngineSettings(Settings):
         return self
 
 
+def engines_of(settings: Any) -> dict[str, EngineSettings]:
+    """Return every engine that a stage's settings name, by settings field; of several writers, field and number.
+
+    Where `engines` names several writers, they stand in for `engine`.
+    """
+    found: dict[str, EngineSettings] = {}
+    for name, value in vars(settings).items():
+        if isinstance(value, EngineSettings):
+            found[name] = value
+        elif isinstance(value, tuple):
+            entries = [getattr(entry, "engine", None) for entry in value]
+            found |= {
+                f"{name}.{number}": entry for number, entry in enumerate(entries) if isinstance(entry, EngineSettings)
+            }
+    if "engines.0" in found:
+        found.pop("engine", None)
+    return found
+
+
 @dataclass(frozen=True)
 class Request:
     """One prompt. `seed` makes its sampling its own.
@@ -159,7 +180,7 @@ class Request:
     echo) ignore it.
     """
 
-    messages: tuple[dict[str, str], ...]
+    messages: Messages
     seed: int
     choices: tuple[str, ...] = ()
     tag: str = ""
@@ -169,7 +190,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What an engine made of a request; `finish_reason == "error"` carries `error` and no text.
+    """What an engine made of a request; `finish_reason == "error"` carries `error`, and text only where that violates the
+    request's schema.
 
     `choice_probabilities`, for requests with `choices`: the model's probability of each choice, summing to 1; empty
     where the engine cannot tell.

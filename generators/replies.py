@@ -1,0 +1,140 @@
+"""Every reply of an engine, kept with the key of what asked for it, so that a later plan need not ask again.
+
+A reply's key hashes the messages, the model's revision, the sampling and the seed. When a prompt, a model, a parser or a
+setting changes, the artifact is a new one; but each row whose request still has the same key takes the earlier reply over.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from hornbook.artifact import ARTIFACTS, MANIFEST, Artifact
+from hornbook.documents import KEY_BYTES
+from hornbook.engines.interface import Reply
+from hornbook.errors import StoreError
+from hornbook.parts import PartCommit, PartRange, parquet_bytes, read_commits, read_part
+from hornbook.store import Store
+
+ROLE = "replies"
+DRAFTS = "drafts"
+MOST_ARTIFACTS = 4
+"""Earlier artifacts that are looked through: the newest."""
+
+REPLY_SCHEMA = pa.schema(
+    [
+        pa.field("unit", pa.int64(), nullable=False),
+        pa.field("key", pa.binary(KEY_BYTES), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("finish_reason", pa.string(), nullable=False),
+        pa.field("prompt_tokens", pa.int32(), nullable=False),
+        pa.field("completion_tokens", pa.int32(), nullable=False),
+        pa.field("choices", pa.string(), nullable=False),  # probabilities of the choices, JSON; empty without
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request of a planned unit, and its reply."""
+
+    unit: int
+    key: bytes
+    reply: Reply
+    reused: bool = False
+
+
+def replies_bytes(calls: Iterable[Call]) -> bytes:
+    """Return the Parquet file of the replies worth keeping: failures are asked again."""
+    rows = [
+        {
+            "unit": call.unit,
+            "key": call.key,
+            "text": call.reply.text,
+            "finish_reason": call.reply.finish_reason,
+            "prompt_tokens": call.reply.prompt_tokens,
+            "completion_tokens": call.reply.completion_tokens,
+            "choices": json.dumps(call.reply.choice_probabilities) if call.reply.choice_probabilities else "",
+        }
+        for call in calls
+        if call.reply.finish_reason != "error"
+    ]
+    return parquet_bytes(pa.Table.from_pylist(rows, schema=REPLY_SCHEMA))
+
+
+@dataclass
+class EarlierReplies:
+    """Looks replies up in earlier artifacts of a kind. Can be pickled; each worker reads what it needs."""
+
+    store: Store
+    folders: Sequence[str]
+    _parts: list[tuple[str, list[PartCommit]]] | None = field(default=None, repr=False)
+
+    def load(self, part: PartRange) -> dict[bytes, Reply]:
+        """Return the earlier replies of a range of planned units, by key."""
+        found: dict[bytes, Reply] = {}
+        for folder, records in self._known():
+            first = max(0, bisect.bisect_right([record.start for record in records], part.start) - 1)
+            for record in records[first:]:
+                if record.start >= part.stop:
+                    break
+                if record.stop > part.start:
+                    found = {**_read(self.store, folder, record), **found}  # the newest artifact's come first
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_parts": None}
+
+    def _known(self) -> list[tuple[str, list[PartCommit]]]:
+        if self._parts is None:
+            self._parts = [(folder, list(_records(self.store, folder))) for folder in self.folders]
+        return self._parts
+
+
+def earlier_replies(artifact: Artifact, kind: str) -> EarlierReplies:
+    """Return where replies for a kind's new artifact may be found: the newest artifacts of that kind, unfinished ones too."""
+    store = artifact.store
+    names = [name for name in store.names(ARTIFACTS) if name.rpartition("-")[0] == kind]
+    others = [folder for name in names if (folder := f"{ARTIFACTS}/{name}") != artifact.folder]
+    newest = sorted(others, key=lambda folder: _age(store, folder), reverse=True)[:MOST_ARTIFACTS]
+    return EarlierReplies(store, [place for folder in newest for place in (folder, f"{folder}/{DRAFTS}")])
+
+
+def _age(store: Store, folder: str) -> float:
+    """Return when an artifact was finished; an unfinished one, which a user may have stopped to mend it, is newest."""
+    try:
+        artifact = Artifact(store, folder)
+        return artifact.manifest.created if artifact.complete else float("inf")
+    except StoreError:
+        return 0.0
+
+
+def _records(store: Store, folder: str) -> Iterable[PartCommit]:
+    try:
+        complete = store.exists(f"{folder}/{MANIFEST}")
+        records = Artifact(store, folder).parts if complete else read_commits(store, folder)
+        return [record for record in records if record.has(ROLE)]
+    except StoreError:  # damaged, or being deleted: then there is nothing to take over
+        return []
+
+
+def _read(store: Store, folder: str, record: PartCommit) -> dict[bytes, Reply]:
+    try:
+        table = read_part(store, folder, record, ROLE)
+    except StoreError:
+        return {}
+    return {
+        row["key"]: Reply(
+            row["text"],
+            row["finish_reason"],
+            row["prompt_tokens"],
+            row["completion_tokens"],
+            choice_probabilities=json.loads(row["choices"]) if row["choices"] else {},
+        )
+        for row in table.to_pylist()
+    }

@@ -1,0 +1,306 @@
+"""Writes planned rows: renders their prompts, asks the engines, and turns replies into documents or rejects.
+
+One part maker serves every kind. All rows of a part are under way together, and what they ask at the same time goes to an
+engine as one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+from generators.checks import Refused
+from generators.diversity import Steering, cell_of
+from generators.prompted import Parsed, Prompt, PromptedStage
+from generators.replies import ROLE, Call, EarlierReplies, replies_bytes
+from hornbook.artifact import Artifact
+from hornbook.documents import (
+    Document,
+    MadeBy,
+    Reject,
+    canonical_json,
+    document_id,
+    documents_table,
+    generated_key,
+    rejects_table,
+)
+from hornbook.engines.interface import EngineSettings, Messages, Reply, Request, Sampling
+from hornbook.engines.pool import EngineHandle
+from hornbook.errors import HornbookError
+from hornbook.models import digest
+from hornbook.parts import PartContent, PartRange
+from hornbook.partwork import PartMaker
+from hornbook.plan import derive_seed
+
+
+@dataclass(frozen=True)
+class Writer:
+    """An engine that rows may ask: its handle, and what of it enters keys and lineage."""
+
+    handle: EngineHandle
+    model: str
+    revision: str
+
+
+def writer(settings: EngineSettings, handle: EngineHandle) -> Writer:
+    """Return the writer of an engine that was opened."""
+    revision = digest(settings.model) if settings.kind == "vllm" else f"{settings.kind}:{settings.model}"
+    return Writer(handle, settings.model, revision)
+
+
+@dataclass
+class WrittenRow:
+    """What became of a planned unit: a document or a refusal, and every call on the way, in the order they were made."""
+
+    unit: int
+    prompt: Prompt | None = None
+    answered: dict[int, tuple[Call, MadeBy]] = field(default_factory=dict)
+    document: Document | None = None
+    refused: Refused | None = None
+
+    @property
+    def calls(self) -> list[Call]:
+        """The calls, with their replies."""
+        return [self.answered[number][0] for number in sorted(self.answered)]
+
+    @property
+    def asked(self) -> list[MadeBy]:
+        """How each call was made."""
+        return [self.answered[number][1] for number in sorted(self.answered)]
+
+
+class PromptMaker(PartMaker):
+    """Makes a range of units: planned rows, each `samples` times."""
+
+    num_cpus = 0.1
+
+    def __init__(
+        self,
+        stage: PromptedStage,
+        writers: Mapping[str, Writer],
+        inputs: Mapping[str, Sequence[Artifact]],
+        earlier: EarlierReplies,
+        wave: int,
+    ) -> None:
+        self.stage, self.writers, self.inputs, self.earlier, self.wave = stage, writers, inputs, earlier, wave
+        self.in_flight = stage.settings.parts_in_flight
+        self.replicas = max((len(writer.handle) for writer in writers.values()), default=1)
+
+    def setup(self) -> None:
+        """Open the stage's inputs."""
+        self.stage.open(self.inputs)
+
+    async def make(self, part: PartRange) -> PartContent:
+        """Write a range of units; what an earlier artifact has replies for is not asked again."""
+        known = await asyncio.to_thread(self.earlier.load, part) if self.earlier.folders else {}
+        together = _Together()
+        units = range(part.start, part.stop)
+        rows = await asyncio.gather(*(self._row(unit, known, together) for unit in units))
+        return self._content(rows)
+
+    async def _row(self, unit: int, known: Mapping[bytes, Reply], together: _Together) -> WrittenRow:
+        written = WrittenRow(unit)
+        try:
+            prompt = written.prompt = self._prompt(unit // self.stage.settings.samples)
+            asker = _Asker(self, written, known, together)
+            parsed = await self._parsed(prompt, asker)
+            written.document = self._document(written, prompt, parsed)
+        except Refused as refused:
+            written.refused = refused
+        return written
+
+    def _prompt(self, row: int) -> Prompt:
+        try:
+            return self.stage.prompt(row)
+        except (Refused, HornbookError):
+            raise
+        except Exception as error:  # a user's kind may do anything: the row is a reject that says what
+            raise Refused("prompt-failed", f"{type(error).__name__}: {error}") from error
+
+    async def _parsed(self, prompt: Prompt, asker: _Asker) -> Parsed:
+        try:
+            parsed = await self.stage.write(prompt, asker)
+            if not isinstance(parsed, Parsed) or not isinstance(parsed.text, str):
+                raise Refused("parse-failed", f"parse() returned {parsed!r:.200}, not a Parsed")
+            self.stage.check_text(prompt, parsed.text)
+        except (Refused, HornbookError):
+            raise
+        except Exception as error:
+            raise Refused("parse-failed", f"{type(error).__name__}: {error}") from error
+        return parsed
+
+    def _document(self, written: WrittenRow, prompt: Prompt, parsed: Parsed) -> Document:
+        seeds = canonical_json(dict(prompt.seeds))
+        meta = dict(parsed.meta)
+        if self.stage.learns:
+            meta["wave"] = self.wave
+        asked = written.asked
+        if len(asked) > 1:
+            meta["calls"] = [{"model": made.model, "prompt": made.prompt} for made in asked[1:]]
+        if asked:
+            made_by, key = replace(asked[0], seeds=seeds), written.calls[0].key
+        else:  # nothing was asked: it is made of its seeds and parents alone
+            made_by = MadeBy("[]", seeds, "", "", "", 0, "stop", 0, 0)
+            made_of = {"role": seeds, "content": "".join(key.hex() for key in prompt.parents)}
+            key = generated_key([made_of], self.stage.kind, "", written.unit)
+        return Document(
+            id=document_id(written.unit),
+            key=key,
+            text=parsed.text,
+            source=self.stage.kind,
+            kind=self.stage.document_kind,
+            parents=prompt.parents,
+            made_by=made_by,
+            meta=meta,
+        )
+
+    def _content(self, rows: Sequence[WrittenRow]) -> PartContent:
+        documents = [row.document for row in rows if row.document is not None]
+        rejects = [self._reject(row, row.refused) for row in rows if row.refused is not None]
+        counts: Counter[str] = Counter()
+        for row in rows:
+            calls = row.calls
+            counts["reused"] += bool(calls) and all(call.reused for call in calls)
+            for call in calls:
+                counts[f"finish_{call.reply.finish_reason}"] += 1
+                if not call.reused:
+                    counts["prompt_tokens"] += call.reply.prompt_tokens
+                    counts["completion_tokens"] += call.reply.completion_tokens
+            if calls:
+                counts[f"planned:{row.asked[0].model}"] += 1
+        made = [call for row in rows for call in row.calls]
+        return PartContent(
+            documents_table(documents),
+            rejects_table(rejects),
+            files={ROLE: replies_bytes(made)} if made else {},
+            counts={**counts, **kept_counts(documents)},
+        )
+
+    def _reject(self, row: WrittenRow, refused: Refused) -> Reject:
+        unit = row.prompt.messages[-1]["content"] if row.prompt and row.prompt.messages else f"row {row.unit}"
+        text = row.calls[-1].reply.text if row.calls else ""
+        return Reject(row.unit, unit, refused.reason, refused.detail, text)
+
+
+def kept_counts(documents: Sequence[Document]) -> dict[str, float]:
+    """Return the sums over the documents of a part that were kept: their tokens, and how many each model wrote."""
+    counts: Counter[str] = Counter(tokens=0)
+    for document in documents:
+        if document.made_by is not None and document.made_by.model:
+            counts["tokens"] += document.made_by.completion_tokens
+            counts[f"accepted:{document.made_by.model}"] += 1
+    return dict(counts)
+
+
+def sampling_seed(stage: PromptedStage, unit: int, call: int = 0) -> int:
+    """Return the seed that a reply of a planned unit is sampled with; `call` counts the unit's requests."""
+    parts = (stage.seed, stage.kind, "sampling", unit) + ((call,) if call else ())
+    return derive_seed(*parts) % (1 << 31)
+
+
+class _Asker:
+    """`Ask` for one planned unit."""
+
+    def __init__(
+        self, maker: PromptMaker, written: WrittenRow, known: Mapping[bytes, Reply], together: _Together
+    ) -> None:
+        self.maker, self.written, self.known, self.together = maker, written, known, together
+        self.made = 0
+
+    async def __call__(
+        self,
+        messages: Messages,
+        *,
+        schema: str = "",
+        choices: tuple[str, ...] = (),
+        engine: str = "engine",
+        sampling: Sampling | None = None,
+    ) -> Reply:
+        maker, written = self.maker, self.written
+        number, self.made = self.made, self.made + 1  # before anything is waited for: a kind may ask several at once
+        steering = Steering()
+        if engine == "engine":
+            row = written.unit // maker.stage.settings.samples
+            engine, _, own = maker.stage.writers[maker.stage.writer_of(row)]
+            steering = self._steering()
+            sampling = steering.sampling(sampling or own)
+            messages = steering.messages(messages)
+        writer = maker.writers[engine]
+        sampling = sampling or maker.stage.settings.sampling
+        made_with = _made_with(sampling, schema, choices, steering.avoid)
+        seed = sampling_seed(maker.stage, written.unit, number)
+        key = generated_key(messages, writer.revision, made_with, seed)
+        reply = self.known.get(key)
+        reused = reply is not None
+        if reply is None:
+            tag = f"{maker.stage.kind}/{written.unit}"
+            request = Request(messages, seed, choices, tag, schema=schema, avoid=steering.avoid)
+            reply = await self.together.ask(writer.handle, request, sampling)
+        made_by = MadeBy(
+            prompt=canonical_json(list(messages)),
+            seeds="",
+            model=writer.model,
+            revision=writer.revision,
+            sampling=made_with,
+            row_seed=seed,
+            finish_reason=reply.finish_reason,
+            prompt_tokens=reply.prompt_tokens,
+            completion_tokens=reply.completion_tokens,
+        )
+        written.answered[number] = (Call(written.unit, key, reply, reused), made_by)
+        return reply
+
+    def _steering(self) -> Steering:
+        stage, prompt = self.maker.stage, self.written.prompt
+        seeds = prompt.seeds if prompt is not None else {}
+        steering = Steering.of(stage.decisions, cell_of(stage.cells, seeds))
+        if steering.rest and stage.settings.accepted is not None:
+            raise Refused("cell-rested", "its cell gave too much of the same; other rows are asked for instead")
+        return steering
+
+
+class _Together:
+    """Gathers what the rows of a part ask at the same time into one call of each engine."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[int, Sampling], list[tuple[Request, asyncio.Future[Reply]]]] = {}
+        self._handles: dict[int, EngineHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def ask(self, handle: EngineHandle, request: Request, sampling: Sampling) -> Reply:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Reply] = loop.create_future()
+        self._handles[id(handle)] = handle
+        group = self._waiting.setdefault((id(handle), sampling), [])
+        group.append((request, future))
+        if len(group) == 1:
+            loop.call_soon(self._send, (id(handle), sampling))
+        return await future
+
+    def _send(self, group: tuple[int, Sampling]) -> None:
+        task = asyncio.get_running_loop().create_task(self._answer(group[0], group[1], self._waiting.pop(group)))
+        self._tasks.add(task)  # the loop itself holds tasks only weakly
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(
+        self, handle: int, sampling: Sampling, waiting: list[tuple[Request, asyncio.Future[Reply]]]
+    ) -> None:
+        try:
+            replies = await self._handles[handle].generate([request for request, _ in waiting], sampling)
+            for (_, future), reply in zip(waiting, replies, strict=True):
+                if not future.done():
+                    future.set_result(reply)
+        except BaseException as error:
+            for _, future in waiting:
+                if not future.done():
+                    future.set_exception(error)
+
+
+@lru_cache(maxsize=4096)
+def _made_with(sampling: Sampling, schema: str, choices: tuple[str, ...], avoid: tuple[tuple[str, float], ...]) -> str:
+    """Return the JSON of all that shapes a reply beside its messages, its model and its seed."""
+    constraints = {"schema": schema, "choices": list(choices), "avoid": list(avoid)}
+    return canonical_json({**sampling.identity(), **{name: value for name, value in constraints.items() if value}})
