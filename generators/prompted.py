@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 __all__ = ["Ask", "Messages", "Parsed", "Prompt", "PromptSettings", "PromptedStage", "Refused", "Sieve"]
 
 
+NOTHING_ASKED = Reply("", "stop")
+"""The reply to a prompt without messages."""
+
+
 class WeightedEngine(Settings):
     """One of several models that write a corpus together."""
 
@@ -159,6 +163,7 @@ class PromptedStage(Stage):
         too_many_rows: the cure for asking for more rows than there are distinct prompts.
         cells: names of the seeds whose values are the cells that diversity is tracked in.
         language: ISO 639-1 code of the language that texts must be in; empty if it is not checked.
+        slow_parse: whether `parse` takes milliseconds or more (a sandbox): it runs in a thread then.
     """
 
     produces: ClassVar[Produces] = "documents"
@@ -168,6 +173,7 @@ class PromptedStage(Stage):
     too_many_rows: ClassVar[str] = "ask for fewer rows"
     cells: ClassVar[tuple[str, ...]] = ()
     language: ClassVar[str] = ""
+    slow_parse: ClassVar[bool] = False
 
     decisions: Mapping[str, Any] = {}  # never changed in place: each wave's stage gets its own
     """What the waves before this one led to; committed before it starts."""
@@ -180,17 +186,17 @@ class PromptedStage(Stage):
         """Return what to ask for planned row `row`: a pure function of (seed, row, decisions). May raise Refused."""
 
     def parse(self, prompt: Prompt, text: str) -> Parsed:
-        """Turn an answer (stripped, not empty) into a document's text. Runs in a thread. Raises Refused."""
+        """Turn an answer (stripped, not empty) into a document's text. Raises Refused."""
         return Parsed(text)
 
     async def write(self, prompt: Prompt, ask: Ask) -> Parsed:
         """Make a row's document: one call and `accept`. Override it where a row takes several calls. Raises Refused."""
-        import asyncio
+        reply = await ask(prompt.messages, schema=prompt.schema) if prompt.messages else NOTHING_ASKED
+        if self.slow_parse:
+            import asyncio
 
-        if not prompt.messages:
-            return await asyncio.to_thread(self.parse, prompt, "")
-        reply = await ask(prompt.messages, schema=prompt.schema)
-        return await asyncio.to_thread(self.accept, prompt, reply)
+            return await asyncio.to_thread(self.accept, prompt, reply)
+        return self.accept(prompt, reply)
 
     def accept(self, prompt: Prompt, reply: Reply) -> Parsed:
         """Turn an engine's reply into a document's text. Raises Refused for what failed, was cut, is empty or unparsable."""
@@ -201,7 +207,7 @@ class PromptedStage(Stage):
             raise Refused("truncated", f"cut at {self.settings.sampling.max_tokens} tokens")
         if reply.finish_reason == "length" and self.settings.truncated == "trim":
             text = to_last_sentence(text)
-        if not text:
+        if not text and prompt.messages:
             raise Refused("empty")
         return self.parse(prompt, text)
 

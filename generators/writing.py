@@ -10,7 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import lru_cache
 
 from generators.checks import Refused
 from generators.diversity import Steering, cell_of
@@ -34,8 +34,6 @@ from hornbook.models import digest
 from hornbook.parts import PartContent, PartRange
 from hornbook.partwork import PartMaker
 from hornbook.plan import derive_seed
-
-NOTHING_ASKED = Reply("", "stop")
 
 
 @dataclass(frozen=True)
@@ -232,9 +230,9 @@ class _Asker:
             messages = steering.messages(messages)
         writer = maker.writers[engine]
         sampling = sampling or maker.stage.settings.sampling
-        identity = {**sampling.identity(), **_given(schema=schema, choices=list(choices), avoid=list(steering.avoid))}
+        made_with = _made_with(sampling, schema, choices, steering.avoid)
         seed = sampling_seed(maker.stage, written.unit, number)
-        key = generated_key(messages, writer.revision, canonical_json(identity), seed)
+        key = generated_key(messages, writer.revision, made_with, seed)
         reply = self.known.get(key)
         reused = reply is not None
         if reply is None:
@@ -246,7 +244,7 @@ class _Asker:
             seeds="",
             model=writer.model,
             revision=writer.revision,
-            sampling=canonical_json(identity),
+            sampling=made_with,
             row_seed=seed,
             finish_reason=reply.finish_reason,
             prompt_tokens=reply.prompt_tokens,
@@ -301,5 +299,8 @@ class _Together:
                     future.set_exception(error)
 
 
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value}
+@lru_cache(maxsize=4096)
+def _made_with(sampling: Sampling, schema: str, choices: tuple[str, ...], avoid: tuple[tuple[str, float], ...]) -> str:
+    """Return the JSON of all that shapes a reply beside its messages, its model and its seed."""
+    constraints = {"schema": schema, "choices": list(choices), "avoid": list(avoid)}
+    return canonical_json({**sampling.identity(), **{name: value for name, value in constraints.items() if value}})

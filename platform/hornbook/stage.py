@@ -129,6 +129,13 @@ class Stage(ABC):
             RecipeError: naming the setting and the cure.
         """
 
+    def ready(self) -> None:  # noqa: B027 - most stages run anywhere
+        """Make sure that this machine can run the stage: called before any stage of a run begins that is still to be made.
+
+        Raises:
+            HornbookError: what this machine lacks (a sandbox for generated code, say), and the cure.
+        """
+
     def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
         """Return what the stage will make of what its inputs are expected to hold. Must be cheap."""
         return Expected()

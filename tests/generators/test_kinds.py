@@ -11,6 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from generators.overlap import content_words
 from generators.prompted import Parsed, Refused, to_last_sentence
 from generators.questions import MIN_ANSWER_WORDS, Questions, QuestionSettings
 from generators.stories import Stories, StorySettings
@@ -151,6 +152,7 @@ WORDS = st.lists(
     ),
 )
 def test_a_well_formed_pair_comes_through_whole(question: str, answer: str, layout: str) -> None:
+    assume(set(content_words(answer)) - set(content_words(question)))
     assume(not answer.casefold().startswith(question.rstrip("?").casefold()))
     stage = questions()
     parsed = stage.parse(None, layout.format(q=question, a=answer))  # type: ignore[arg-type]
@@ -169,6 +171,7 @@ def test_a_well_formed_pair_comes_through_whole(question: str, answer: str, layo
         ("Question: ice floats\nAnswer: Because it is lighter than water.", "no-question"),
         ("Question: Why does ice float?\nAnswer: It is lighter.", "short-answer"),
         ("Question: Why does ice float?\nAnswer: Question: Why?", "short-answer"),
+        ("Question: Why does the ice float?\nAnswer: The ice floats because it is floating.", "repeats-question"),
     ],
 )
 def test_other_answers_are_refused_with_a_reason(text: str, reason: str) -> None:

@@ -239,3 +239,35 @@ def test_what_is_to_be_made_anew_takes_nothing_over(tmp_path: Path) -> None:
     assert place.run(remake="notes", template=TEMPLATE + " Now.").manifest.counts["reused"] == 0
     place.run(remake="notes")
     assert place.asked() == set(range(40))
+
+
+def test_steered_waves_begin_small_and_grow(stage_context: Any) -> None:
+    stage = numbers(rows=1200, part_rows=40, wave_rows=640, diversity={"steer": True, "embedded": 0})
+    artifact = stage_context.finished(stage)
+    waves = artifact.manifest.metrics["waves"]
+    assert [wave["planned"] for wave in waves] == [80, 160, 320, 640]
+    assert waves[0]["steered"] == {} and waves[1]["steered"]
+    assert sum(wave["planned"] for wave in waves) == artifact.manifest.counts["planned"]
+    assert {"first_wave", "last_wave"} == set(artifact.manifest.metrics["diversity"])
+
+
+def test_a_sifter_that_dies_is_replaced_and_told_what_it_knew(stage_context: Any, monkeypatch: Any) -> None:
+    from generators import waves
+
+    concluded: list[int] = []
+    sift = waves._RemoteSifter._sift
+
+    def kill_after_the_first_wave(self: Any, wave: Any) -> Any:
+        import ray
+
+        if wave.number == 1 and not concluded:
+            concluded.append(wave.number)
+            ray.kill(self._actor)
+        return sift(self, wave)
+
+    monkeypatch.setattr(waves._RemoteSifter, "_sift", kill_after_the_first_wave)
+    stage = Sayings(
+        "sayings", NumberSettings(accepted=3, rows=12, wave_rows=2, part_rows=2, engine={"kind": "echo"}), 3
+    )
+    artifact = stage_context.finished(stage)
+    assert kept_rows(artifact) == [0, 1, 2] and concluded == [1]
