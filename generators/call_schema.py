@@ -8,11 +8,9 @@ from typing import Any
 from generators.call_plan import Combination
 from hornbook.tools import Catalogue
 
-SHORTEST_REQUEST, LONGEST_REQUEST = 8, 240
-"""Characters."""
-LONGEST_VALUE = 100
 LONGEST_LIST = 4
-ENFORCED = ("type", "enum", "const", "anyOf", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems")
+ENFORCED = ("type", "enum", "const", "anyOf", "minimum", "maximum", "minItems", "maxItems")
+"""Not the lengths of texts: a bound of 240 characters makes xgrammar compile for seconds a schema, and each row has its own."""
 
 
 def reply_schema(catalogue: Catalogue, plan: Combination, arguments: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -33,7 +31,7 @@ def reply_schema(catalogue: Catalogue, plan: Combination, arguments: Sequence[Se
     count = len(calls)
     return _object(
         {
-            "query": {"type": "string", "minLength": SHORTEST_REQUEST, "maxLength": LONGEST_REQUEST},
+            "query": {"type": "string"},
             "calls": {"type": "array", "prefixItems": calls, "items": False, "minItems": count, "maxItems": count},
         }
     )
@@ -42,14 +40,11 @@ def reply_schema(catalogue: Catalogue, plan: Combination, arguments: Sequence[Se
 def enforceable(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the engine enforces of an argument's schema: shape, types, allowed values, bounds; the rest is checked after.
 
-    A text or a list without an end gets one, since small models may not find it.
+    A list without an end gets one, since small models may not find it.
     """
     kept: dict[str, Any] = {name: schema[name] for name in ENFORCED if name in schema}
     if "anyOf" in kept:
         kept["anyOf"] = [enforceable(branch) for branch in kept["anyOf"]]
-    if kept.get("type") == "string" and "enum" not in kept:
-        kept["minLength"] = max(1, kept.get("minLength", 1))
-        kept["maxLength"] = max(kept["minLength"], min(LONGEST_VALUE, kept.get("maxLength", LONGEST_VALUE)))
     if kept.get("type") == "array":
         kept["minItems"] = max(1, kept.get("minItems", 1))
         kept["maxItems"] = max(kept["minItems"], min(LONGEST_LIST, kept.get("maxItems", LONGEST_LIST)))
