@@ -71,7 +71,7 @@ class StoryInstructionSettings(DocumentPromptSettings):
         0.5, gt=0, le=1, description="So is one with more than this share of its four-word runs from the story."
     )
     least_drawn: float = Field(
-        0.3, ge=0, le=1, description="Least share of a summary's content words that the story holds: else `off-story`."
+        0.2, ge=0, le=1, description="Least share of a summary's content words that the story holds: else `off-story`."
     )
 
 
