@@ -230,10 +230,13 @@ class Chats(DocumentStage):
         """Ask for the answer to the last question: the document and the conversation, as the chat that it is."""
         first, *others = said
         opening = self.render("answer", extract=self.quoted(prompt), question=first["content"])
-        return ({"role": "user", "content": opening}, *(dict(message) for message in others))
+        return (
+            {"role": "user", "content": opening},
+            *({"role": turn["role"], "content": turn["content"]} for turn in others),
+        )
 
     def _examples(self, rounds: int) -> list[dict[str, str]]:
-        found = []
+        found: list[dict[str, str]] = []
         for example, persona, goal, conversation in EXAMPLES:
             lines = conversation.split("\n")[: 2 * rounds]
             found += self.ask(extract=example, persona=persona, goal=goal, rounds=len(lines) // 2)

@@ -1,13 +1,31 @@
-"""Checks of a text after generation. (The whole of it comes with the branch `sieve`, which replaces this file.)"""
+"""What an answer must pass before it becomes a document: checks of a text alone, cheap first, and the near-duplicate sieve.
+
+`check_text` looks at one text: is it the model's refusal, does it lack what was asked for, does it go in circles, is it in
+another language? A sieve (`Sieve` in prompted.py) compares a text with the accepted ones before it. A check that is in
+doubt lets the text pass: a corpus bears a few bad documents, but not a check that takes away one kind of good ones.
+"""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from pydantic import Field
 
+from generators.inflections import inflections
+from hornbook.near_duplicates import NearDuplicates, words_of
 from hornbook.settings import Settings
+
+OPENING_CHARACTERS = 300
+MIN_WORDS = 4
+GRAM_WORDS = 4
+LOOP_REPEATS = 3
+LONGEST_LOOP = 60
+MIN_LANGUAGE_BYTES = 60
+WRONG_LANGUAGE_PERCENT = 50
 
 
 class Refused(Exception):
@@ -20,27 +38,220 @@ class Refused(Exception):
 
 
 class CheckSettings(Settings):
-    """Checks."""
+    """Settings of the checks after generation; each can be switched off."""
 
-    near_duplicates: bool = Field(True, description="x")
+    refusal: bool = Field(True, description="Refuse texts in which the model declines to answer (`As an AI ...`).")
+    missing_words: bool = Field(True, description="Refuse texts without the words or the sentence that were asked for.")
+    repetition: bool = Field(True, description="Refuse texts that go in circles, by the four limits below.")
+    loop_words: int = Field(
+        12, ge=3, description="Words of one thing said three times or oftener in a row, from which a text is a loop."
+    )
+    same_sentence: int = Field(
+        4, ge=2, description="How often one sentence or line of four or more words may stand in a text."
+    )
+    repeated_sentences: float = Field(
+        0.3, gt=0, le=1, description="Largest share of a text's words in sentences or lines that occurred before."
+    )
+    repeated_grams: float = Field(
+        0.3, gt=0, le=1, description="Largest share of a text's four-word sequences that occurred before."
+    )
+    language: bool = Field(
+        True, description="Refuse texts in another language, where the kind says which it asked for."
+    )
+    near_duplicates: bool = Field(True, description="Refuse texts that are too similar to an earlier accepted one.")
+    similarity: float = Field(
+        0.8, gt=0, le=1, description="Jaccard index of three-word sequences from which two texts are near-duplicates."
+    )
+    remembered: int = Field(
+        1_000_000, ge=1, description="Accepted texts that new ones are compared with; about 700 bytes of memory each."
+    )
 
 
 def check_text(text: str, settings: CheckSettings, required: Sequence[str] = (), language: str = "") -> None:
-    """Check."""
+    """Pass a text, or raise Refused with the reason `refusal`, `missing-words`, `repetition` or `wrong-language`.
+
+    Args:
+        text: the text of the answer.
+        settings: which checks, with their limits.
+        required: what the text must hold: single words, of which inflections count, or whole sentences, verbatim.
+        language: ISO 639-1 code of the language asked for; empty leaves the language unchecked.
+    """
+    if settings.refusal and (refusal := find_refusal(text)):
+        raise Refused("refusal", refusal)
+    words = words_of(text)
+    if settings.missing_words and (missing := find_missing(text, words, required)):
+        raise Refused("missing-words", missing)
+    if settings.repetition and (repetition := find_repetition(text, words, settings)):
+        raise Refused("repetition", repetition)
+    if settings.language and language and (other := other_language(text, language)):
+        raise Refused("wrong-language", f"{other}, not {language}")
 
 
 class NearDuplicateSieve:
-    """Refuses a text that was accepted before."""
+    """Refuses texts whose three-word sequences are those of an earlier accepted text."""
 
     reason = "near-duplicate"
 
     def __init__(self, settings: CheckSettings) -> None:
-        self._seen: set[str] = set()
+        self.earlier = NearDuplicates(settings.similarity, settings.remembered)
 
     def refuses(self, text: str, meta: Mapping[str, Any]) -> str:
-        """See Sieve."""
-        return "same" if text in self._seen else ""
+        """Return which accepted text, counted from 0, this one is similar to and how much, or an empty text."""
+        found = self.earlier.similar(text)
+        return "" if found is None else f"similarity {found[1]:.2f} to accepted text {found[0]}"
 
     def add(self, text: str, meta: Mapping[str, Any]) -> None:
-        """See Sieve."""
-        self._seen.add(text)
+        """Remember an accepted text."""
+        self.earlier.add(text)
+
+
+# Refusal: the words of an assistant about itself, at the very beginning and outside of quoted speech, so that a character
+# who says "I'm sorry, but I can't" and a robot that is an AI may be told of.
+
+_CANNOT = "i (?:cannot|am unable to|am not able to|will not|must decline to)"
+_TASK = (
+    r"(?:help|assist|fulfil+|comply|provide|write|generate|create|produce|continue|complete|answer|discuss|engage|support"
+    r"|respond|offer|do (?:that|this)|tell you|share|give you)\b"
+)
+_OF_THE_CHAT = (  # what an assistant speaks of, and a character hardly ever
+    r"[^.!?]{0,60}\b(?:requests?|you with|(?:for|with) (?:that|this|it)|stor(?:y|ies)|content|prompts?|instructions?|questions?|task)\b"
+)
+_MODEL = r"an? (?:ai|artificial intelligence|(?:ai |large )*language model|(?:ai |virtual )assistant)\b"
+_REFUSALS = re.compile(
+    "|".join(
+        (
+            rf"^(?:i am )?(?:\w+ )?sorry,? (?:but )?(?:as an? \w+|{_CANNOT} {_TASK})",
+            rf"^(?:unfortunately,? |i apologi[sz]e,? )?(?:but )?{_CANNOT} {_TASK}{_OF_THE_CHAT}",
+            rf"^(?:(?:i am )?sorry,? (?:but )?)?i am (?:just |only )?{_MODEL}",
+            rf"(?:^|[.!?,] +)as {_MODEL}",
+            r"^i do not have (?:the ability|personal (?:opinions|experiences|feelings)|access to)",
+            r"\bagainst my (?:programming|guidelines|policies)",
+            r"^es tut mir leid, (?:aber )?ich kann|^je suis désolée?, (?:mais )?je ne peux|^lo siento, (?:pero )?no puedo",
+        )
+    )
+)
+_CONTRACTIONS = {
+    "’": "'",
+    "i'm ": "i am ",
+    "can't ": "cannot ",
+    "can not ": "cannot ",
+    "won't ": "will not ",
+    "don't ": "do not ",
+}
+_QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|«[^»]*»|„[^“]*“")
+
+
+def find_refusal(text: str) -> str:
+    """Return the words with which a model declines at the beginning of its answer, or an empty text."""
+    opening = text[:OPENING_CHARACTERS].lower()
+    for short, long in _CONTRACTIONS.items():
+        opening = opening.replace(short, long)
+    match = _REFUSALS.search(_QUOTED.sub("", opening).lstrip("*_#>-. \n\t"))
+    return match[0].strip() if match else ""
+
+
+# Missing words.
+
+_STRAIGHT = str.maketrans("“”„«»‘’‚", '"""""\'\'\'')
+
+
+def find_missing(text: str, words: Sequence[bytes], required: Sequence[str]) -> str:
+    """Return what of `required` a text lacks, or an empty text."""
+    present: set[bytes] | None = None
+    for wanted in required:
+        if len(wanted.split()) > 1:
+            if _plain(wanted) not in _plain(text):
+                return f"the sentence {wanted!r}"
+            continue
+        if present is None:
+            present = set(words)
+            present.update(part for word in words if b"-" in word for part in word.split(b"-"))
+        if present.isdisjoint(_forms(wanted)):
+            return f"the word {wanted!r}"
+    return ""
+
+
+@cache
+def _forms(word: str) -> frozenset[bytes]:
+    """Return what a word and its inflections look like among `words_of` a text."""
+    return frozenset(b"-".join(words_of(form)) for form in inflections(word))
+
+
+def _plain(text: str) -> str:
+    """Make runs of white space and kinds of quotation marks one."""
+    return " ".join(text.translate(_STRAIGHT).split())
+
+
+# Repetition.
+
+_SENTENCE_END = re.compile(r"[.!?…。！？]+[\"'”’)»]*\s+|\n+|[。！？]")
+
+
+def find_repetition(text: str, words: Sequence[bytes], settings: CheckSettings) -> str:
+    """Return what a text repeats, or an empty text: a loop at its end, sentences or lines, or sequences of words."""
+    if loop := _loop_at_end(words, settings.loop_words):
+        return f"ends in a loop: {_shown(loop)}"
+    sentences = [
+        tuple(found) for sentence in _SENTENCE_END.split(text) if len(found := words_of(sentence)) >= MIN_WORDS
+    ]
+    if len(set(sentences)) < len(sentences):
+        (commonest, times), *_ = (counts := Counter(sentences)).most_common(1)
+        if times > settings.same_sentence:
+            return f"{times} times: {_shown(commonest)}"
+        again = sum(len(sentence) * (times - 1) for sentence, times in counts.items())
+        if again > settings.repeated_sentences * len(words):
+            return f"{again} of {len(words)} words in repeated sentences"
+    grams = len(words) - GRAM_WORDS + 1
+    if grams > 0:
+        again = grams - len(set(zip(*(words[offset:] for offset in range(GRAM_WORDS)), strict=False)))
+        if again > settings.repeated_grams * grams:
+            return f"{again} of {grams} sequences of {GRAM_WORDS} words occurred before"
+    return ""
+
+
+def _loop_at_end(words: Sequence[bytes], least: int) -> Sequence[bytes]:
+    """Return the words that the end of a text repeats, three times or oftener and for at least `least` words in all."""
+    for period in range(1, min(LONGEST_LOOP, len(words) // LOOP_REPEATS) + 1):
+        if words[-1] != words[-1 - period]:
+            continue
+        length = max(LOOP_REPEATS * period, least)
+        if length <= len(words) and words[-length:-period] == words[len(words) - length + period :]:
+            return words[-period:]
+    return ()
+
+
+def _shown(words: Sequence[bytes]) -> str:
+    return b" ".join(words).decode("utf-8", "replace")[:200]
+
+
+# Language.
+
+# What the identifier (CLD2) mistakes for one another in short texts, and codes of its own.
+_SAME = {"iw": "he", "jw": "jv", "mo": "ro", "nb": "no", "nn": "no", "sh": "sr"}
+_NEAR = (frozenset(("no", "da")), frozenset(("hr", "sr", "bs")), frozenset(("id", "ms")), frozenset(("cs", "sk")))
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def other_language(text: str, language: str) -> str:
+    """Return the code of the language that a text is in where that is surely not `language`, else an empty text.
+
+    Too short texts, several languages without a clear majority and what the identifier does not know pass.
+    """
+    import pycld2
+
+    try:
+        reliable, size, found = pycld2.detect(_CONTROLS.sub(" ", text))
+    except pycld2.error:  # characters that Unicode does not assign
+        return ""
+    code, percent = _code(found[0][1]), found[0][2]
+    wanted = _code(language)
+    if not reliable or size < MIN_LANGUAGE_BYTES or percent <= WRONG_LANGUAGE_PERCENT or code in (wanted, "un"):
+        return ""
+    if any(code in near and wanted in near for near in _NEAR):
+        return ""
+    return str(code)
+
+
+def _code(code: str) -> str:
+    code = code.partition("-")[0].lower()
+    return _SAME.get(code, code)

@@ -21,23 +21,32 @@ def inflections(word: str) -> frozenset[str]:
 
 def _regular(word: str) -> list[str]:
     """Return the forms with `-s`, `-ed`, `-ing` and, of adjectives, `-er`, `-est`, with the changes of spelling they bring."""
-    endings = ["ed", "ing", "er", "est"] if word in _tables()[1] else ["ed", "ing"]
     shape = word.replace("qu", "qw")
-    stems = [word]
+    before_vowel = [word]  # what -ing follows
+    before_e = None  # what -ed, -er, -est follow, where that is something else
+    plural = word + "s"
     if word.endswith(("ee", "oe", "ye")):
-        endings += [ending.removeprefix("e") for ending in endings if ending != "ing"]  # agree, agreed, agreeing
+        before_e = [word[:-1]]  # agree: agreed, agreeing
     elif word.endswith("ie"):
-        stems = [word[:-1], word[:-2] + "y"]  # tie, tied, tying
+        before_vowel, before_e = [word[:-2] + "y"], [word[:-1]]  # tie: tied, tying
     elif word.endswith("e"):
-        stems = [word[:-1], word]  # bake, baked, baking; singe, singeing
+        before_vowel, before_e = [word[:-1], word], [word[:-1]]  # bake: baked, baking; singe: singeing
     elif word.endswith("y") and shape[-2:-1] not in VOWELS:
-        stems.append(word[:-1] + "i")  # cry, cried, crying
+        before_e, plural = [word[:-1] + "i"], word[:-1] + "ies"  # cry: cries, cried, crying
     elif word.endswith("c"):
-        stems.append(word + "k")  # picnic, picnicked
+        before_vowel = [word + "k"]  # picnic: picnicked
+    elif word.endswith(("s", "x", "z", "ch", "sh", "o")):
+        plural = word + "es"
     elif len(word) > 2 and word[-1] not in VOWELS + "hwxy" and shape[-2] in VOWELS and shape[-3] not in VOWELS:
-        stems.append(word + word[-1])  # beg, begged
-    plural = [word + "s", word + "es", *([word[:-1] + "ies"] if word.endswith("y") else [])]
-    return [*plural, *(stem + ending for stem in stems for ending in endings)]
+        doubled = word + word[-1]
+        # beg: begged; of longer words the stress decides: open, opened; forbid, forbidding; travel, either.
+        before_vowel = [doubled] if sum(letter in VOWELS for letter in shape) == 1 else [doubled, word]
+    endings = ("ed", "er", "est") if word in _tables()[1] else ("ed",)
+    return [
+        plural,
+        *(stem + "ing" for stem in before_vowel),
+        *(stem + end for stem in before_e or before_vowel for end in endings),
+    ]
 
 
 @cache

@@ -41,36 +41,46 @@ class Sifter:
         self.stage, self.artifact = stage, artifact
         self.sieves = stage.sieves()
         self.accepted = 0
+        self.wave = Wave()
 
-    def sift(self, wave: PartRange, decisions: Mapping[str, Any]) -> Sifted:
-        """Commit a wave whose drafts are all there; parts that are committed already are only remembered."""
-        seen = Wave()
-        for part in planned_ranges(len(wave), self.stage.settings.part_rows):
-            placed = PartRange(wave.start + part.start, wave.start + part.stop)
-            record = read_commit(self._store, self.artifact.folder, placed)
-            table = self._commit(placed) if record is None else self._remember(self.artifact.read(record))
+    def sift(self, units: PartRange) -> int:
+        """Commit the next units of a wave, whose drafts are all there; return how many rows are accepted so far in all.
+
+        Parts that are committed already are only remembered.
+        """
+        for part in self._parts(units):
+            record = read_commit(self._store, self.artifact.folder, part)
+            table = self._commit(part) if record is None else self._remember(self.artifact.read(record))
             self.accepted += table.num_rows
             for text, seeds in zip(table["text"].to_pylist(), _seeds(table), strict=True):
-                seen.add(text, cell_of(self.stage.cells, json.loads(seeds)))
+                self.wave.add(text, cell_of(self.stage.cells, json.loads(seeds)))
+        return self.accepted
+
+    def conclude(self, units: PartRange, decisions: Mapping[str, Any]) -> Sifted:
+        """Return what came of a wave that was sifted whole, and what the next one shall know."""
+        wave, self.wave = self.wave, Wave()
         settings = self.stage.settings
-        figures = seen.figures(settings.diversity)
+        figures = wave.figures(settings.diversity)
         learned: dict[str, Any] = {}
         if self.stage.learns:
-            learned = dict(self.stage.learn(self._documents(wave)))
+            learned = dict(self.stage.learn(self._documents(units)))
         if settings.diversity.steer:
             heat = settings.sampling.temperature
-            learned["steer"] = steer_next(decisions.get("steer", {}), seen, figures, settings.diversity, heat)
+            learned["steer"] = steer_next(decisions.get("steer", {}), wave, figures, settings.diversity, heat)
         return Sifted(self.accepted, figures, learned)
+
+    def _parts(self, units: PartRange) -> Iterator[PartRange]:
+        for part in planned_ranges(len(units), self.stage.settings.part_rows):
+            yield PartRange(units.start + part.start, units.start + part.stop)
 
     @property
     def _store(self) -> Store:
         return self.artifact.store
 
-    def _documents(self, wave: PartRange) -> Iterator[dict[str, Any]]:
+    def _documents(self, units: PartRange) -> Iterator[dict[str, Any]]:
         """Yield the accepted documents of a wave, as `PromptedStage.learn` gets them."""
-        for part in planned_ranges(len(wave), self.stage.settings.part_rows):
-            placed = PartRange(wave.start + part.start, wave.start + part.stop)
-            record = read_commit(self._store, self.artifact.folder, placed)
+        for part in self._parts(units):
+            record = read_commit(self._store, self.artifact.folder, part)
             assert record is not None
             table = self.artifact.read(record)
             for row, seeds in zip(table.select(["id", "text", "meta"]).to_pylist(), _seeds(table), strict=True):

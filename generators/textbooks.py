@@ -43,8 +43,6 @@ class Textbooks(PromptedStage):
     """Textbook sections, one a planned row."""
 
     kind: ClassVar[str] = "textbooks"
-    cells: ClassVar[tuple[str, ...]] = ("audience", "format")
-    language: ClassVar[str] = "en"
     expected_tokens: ClassVar[int] = 260
     cells: ClassVar[tuple[str, ...]] = ("audience", "format")
     language: ClassVar[str] = "en"

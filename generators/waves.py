@@ -20,7 +20,7 @@ from generators.sifting import Sifted, Sifter
 from generators.writing import PromptMaker, Writer, writer
 from hornbook.artifact import Artifact, sum_counts, sum_reasons
 from hornbook.documents import canonical_json
-from hornbook.errors import DataError
+from hornbook.errors import DataError, HornbookError
 from hornbook.parts import PartRange, committed_starts, planned_ranges, read_commits
 from hornbook.stage import StageContext, StageResult
 
@@ -28,6 +28,10 @@ SAMPLED_DOCUMENTS = 50_000
 DOUBLINGS = 3
 """A steered plan's first wave is an eighth of a whole one; each later one is twice as large, up to a whole one."""
 SMALLEST_STEERED_WAVE = 2 * SMALLEST_CELL
+SIFTED_AT_ONCE = 4096
+"""Rows sifted between two looks at progress and at whether the run was stopped."""
+SIFTERS = 3
+"""Sifting processes that are tried for a wave before the stage fails."""
 MORE_THAN_NEEDED = 1.05
 """The last wave of `accepted` rows plans so much more than the acceptance until then asks for: a further wave costs more."""
 
@@ -53,7 +57,7 @@ def run_waves(stage: PromptedStage, context: StageContext) -> StageResult:
     earlier = (
         EarlierReplies(context.artifact.store, []) if context.anew else earlier_replies(context.artifact, stage.kind)
     )
-    sifter = _RemoteSifter(stage, context.artifact)
+    sifter = _RemoteSifter(stage, context)
     waves: list[dict[str, Any]] = []
     sifted = Sifted(0)
     planned = 0
@@ -94,33 +98,66 @@ class _Writers:
 
 
 class _RemoteSifter:
-    """The sifter, in a process of its own: what it remembers grows (to a bound), and the driver's memory must not."""
+    """The sifter, in a process of its own: what it remembers grows (to a bound), and the driver's memory must not.
 
-    def __init__(self, stage: PromptedStage, artifact: Artifact) -> None:
-        import ray
+    A process that dies is replaced; the new one is told all that the old one knew, by sifting the waves before again.
+    """
 
-        actor: Any = ray.remote(Sifter)
-        self._actor = actor.options(num_cpus=0, max_restarts=0).remote(stage, artifact)
+    def __init__(self, stage: PromptedStage, context: StageContext) -> None:
+        self._stage, self._context = stage, context
+        self._done: list[WavePlan] = []
+        self._actor = self._start()
 
     def sift(self, wave: WavePlan) -> Sifted:
-        """Return what came of a wave. Raises the HornbookError that the sifter raised."""
-        import ray
-        from ray.exceptions import RayTaskError
+        """Return what came of a wave. Raises the HornbookError that the sifter raised, or Stopped."""
+        from ray.exceptions import RayActorError
 
-        from hornbook.errors import HornbookError
-
-        try:
-            return ray.get(self._actor.sift.remote(wave.units, dict(wave.decisions)))
-        except RayTaskError as error:
-            if isinstance(error.cause, HornbookError):
-                raise error.cause from None
-            raise
+        for attempt in range(SIFTERS):
+            try:
+                sifted = self._sift(wave)
+                self._done.append(wave)
+                return sifted
+            except RayActorError:
+                if attempt == SIFTERS - 1:
+                    raise
+                self._actor = self._start()
+                for earlier in self._done:
+                    self._sift(earlier)
+        raise AssertionError("unreachable")
 
     def close(self) -> None:
         """End the process."""
         import ray
 
         ray.kill(self._actor)
+
+    def _start(self) -> Any:
+        import ray
+
+        actor: Any = ray.remote(Sifter)
+        return actor.options(num_cpus=0, max_restarts=0).remote(self._stage, self._context.artifact)
+
+    def _sift(self, wave: WavePlan) -> Sifted:
+        part = self._stage.settings.part_rows
+        step = max(1, SIFTED_AT_ONCE // part) * part
+        with self._context.progress(len(wave.units), "rows sifted") as progress:
+            for start in range(wave.units.start, wave.units.stop, step):
+                units = PartRange(start, min(start + step, wave.units.stop))
+                self._ask(self._actor.sift.remote(units))
+                progress.advance(len(units))
+                self._context.check_stop()
+        return self._ask(self._actor.conclude.remote(wave.units, dict(wave.decisions)))
+
+    def _ask(self, reference: Any) -> Any:
+        import ray
+        from ray.exceptions import RayTaskError
+
+        try:
+            return ray.get(reference)
+        except RayTaskError as error:
+            if isinstance(error.cause, HornbookError):
+                raise error.cause from None
+            raise
 
 
 def _check_first_prompt(stage: PromptedStage, context: StageContext) -> None:

@@ -108,6 +108,9 @@ def run_recipe(
     for name in names:
         _model_digests(recipe.stages[name])  # an unknown model is said now, not when its stage comes
     remake = recipe.descendants(remake_from) if remake_from else set()
+    for planned in plan_recipe(recipe, store, only=only, remake_from=remake_from).values():
+        if not planned.complete:
+            planned.entry.stage.ready()
     with new_run(store, recipe.name, _record(recipe, names, command)) as run:
         events = Events(store, run.folder)
         events.emit("run", run=run.id, recipe=recipe.name, command=command, stages=names)

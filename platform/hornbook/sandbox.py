@@ -1,16 +1,15 @@
 """Runs generated Python where it can do no harm: no network, no files but its own, little time, memory and output.
 
 The code gets namespaces of its own (users, processes, mounts, network), a read-only tree with Python's standard library
-and nothing else, an empty scratch folder that vanishes, and limits; root is dropped first, because the kernel's limit on
-processes does not bind root. All of it is the kernel's, set up by `sandbox_child.py`: no container engine is needed, and
-no privilege where the kernel lets users make namespaces. Where it does not, nothing is run: `SandboxError` says what
-could not be restricted.
+and nothing else, an empty scratch folder that vanishes, limits, and a filter on system calls; root is dropped first, because
+the kernel's limit on processes does not bind root. All of it is the kernel's, set up by `sandbox_child.py`: no container
+engine is needed, and no privilege where the kernel lets users make namespaces. Where it does not, nothing is run:
+`SandboxError` says what could not be restricted.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import selectors
 import signal
@@ -26,12 +25,18 @@ from typing import Literal
 from pydantic import Field
 
 from hornbook.errors import SandboxError
-from hornbook.sandbox_child import NOT_CONFINED
+from hornbook.sandbox_child import READY
+from hornbook.sandbox_filter import filter_program
 from hornbook.settings import Settings
 
 Outcome = Literal["ok", "failed", "timeout", "output", "killed"]
 
+CHILD = Path(__file__).with_name("sandbox_child.py")
 _SECONDS_TO_END = 10.0
+_CURE = (
+    "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0, "
+    "user.max_user_namespaces > 0; in a container a seccomp profile that permits unshare), or run as root"
+)
 _SYSTEM_LIBRARIES = ("/lib", "/lib64", "/lib32", "/usr/lib", "/usr/lib64", "/usr/lib32", "/etc/ld.so.cache")
 
 
@@ -40,7 +45,9 @@ class SandboxLimits(Settings):
 
     seconds: float = Field(10.0, gt=0, le=600, description="Wall-clock time, start of Python included.")
     cpu_seconds: int = Field(5, ge=1, le=600, description="Processor time of each process.")
-    memory_mib: int = Field(512, ge=64, description="Address space of each process, MiB.")
+    memory_mib: int = Field(
+        512, ge=64, description="Address space of each process, MiB; `processes` times as much is the most in all."
+    )
     processes: int = Field(8, ge=1, le=256, description="Processes and threads at the same time.")
     output_kib: int = Field(64, ge=1, description="Standard output and error together; more ends the code.")
     scratch_mib: int = Field(16, ge=1, description="Files in the scratch folder, all together; they vanish.")
@@ -75,25 +82,30 @@ def run_python(code: str, limits: SandboxLimits | None = None) -> SandboxResult:
     """
     limits = limits or SandboxLimits()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="hornbook-sandbox-") as root:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(Path(__file__).with_name("sandbox_child.py")), _orders(limits, root)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={},
-            start_new_session=True,
-        )
+    reads, writes = os.pipe()
+    with tempfile.TemporaryDirectory(prefix="hornbook-sandbox-") as root, os.fdopen(reads, "rb") as report:
         try:
-            outcome, stdout, stderr = _attend(process, code.encode(), limits, began + limits.seconds)
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(CHILD), *_orders(limits, root, writes)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={},
+                pass_fds=(writes,),
+                start_new_session=True,
+            )
+        finally:
+            os.close(writes)
+        try:
+            outcome, stdout, stderr = _attend(
+                process, code.encode(errors="surrogatepass"), limits, began + limits.seconds
+            )
         finally:
             _end(process)
-    if process.returncode == NOT_CONFINED and outcome is None:
-        raise SandboxError(
-            f"generated code cannot be confined here: {stderr.decode(errors='replace')}",
-            "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces > 0; in a "
-            "container a seccomp profile that permits unshare), or run as root",
-        )
+        reported = report.read()
+    if reported != READY and outcome is None:
+        reason = reported.removeprefix(READY) or stderr.strip() or f"it ended with {process.returncode}".encode()
+        raise SandboxError(f"generated code cannot be confined here: {reason.decode(errors='replace')}", _CURE)
     if outcome is None:
         outcome = "ok" if process.returncode == 0 else "killed" if process.returncode > 128 else "failed"
     return SandboxResult(
@@ -105,14 +117,34 @@ def run_python(code: str, limits: SandboxLimits | None = None) -> SandboxResult:
     )
 
 
-def _orders(limits: SandboxLimits, root: str) -> str:
-    """Return what `sandbox_child.py` must know, as JSON."""
+def require_sandbox() -> None:
+    """Make sure that generated code can be run on this machine.
+
+    Raises:
+        SandboxError: it cannot be confined; the message says what could not be restricted.
+    """
+    run_python("")
+
+
+def _orders(limits: SandboxLimits, root: str, report: int) -> list[str]:
+    """Return what `sandbox_child.py` must know, as `name=value` arguments."""
+    if sys.platform != "linux":
+        raise SandboxError("generated code cannot be confined here: namespaces are Linux's", "run on Linux")
     python = os.path.realpath(sys.executable)
     visible = [path for path in _SYSTEM_LIBRARIES if os.path.lexists(path)]
     for path in (sysconfig.get_path("stdlib"), sysconfig.get_config_var("LIBDIR"), python):
         if path and not any(path == seen or path.startswith(f"{seen}/") for seen in visible):
             visible.append(path)
-    return json.dumps({**limits.model_dump(), "root": root, "python": python, "visible": visible})
+    orders = {
+        **limits.model_dump(),
+        "root": root,
+        "python": python,
+        "visible": "\n".join(visible),
+        "filter": filter_program().hex(),
+        "report": report,
+        "parent": os.getpid(),
+    }
+    return [f"{name}={value}" for name, value in orders.items()]
 
 
 def _attend(

@@ -85,12 +85,17 @@ class Stage(ABC):
         produces: what its artifact is.
         Settings: its settings model.
         inputs: the roles of its inputs.
+        file_settings: the settings that name a file of the user's, looked for as a kind's own file is; jobs take it along.
     """
 
     kind: ClassVar[str]
     produces: ClassVar[Produces]
     Settings: ClassVar[type[Settings]]
     inputs: ClassVar[Mapping[str, Input]] = {}
+    file_settings: ClassVar[tuple[str, ...]] = ()
+
+    folder: Path | None = None
+    """The recipe's folder, where files that settings name are looked for before the current one."""
 
     def __init__(self, name: str, settings: Any, seed: int) -> None:
         self.name = name
@@ -122,6 +127,13 @@ class Stage(ABC):
 
         Raises:
             RecipeError: naming the setting and the cure.
+        """
+
+    def ready(self) -> None:  # noqa: B027 - most stages run anywhere
+        """Make sure that this machine can run the stage: called before any stage of a run begins that is still to be made.
+
+        Raises:
+            HornbookError: what this machine lacks (a sandbox for generated code, say), and the cure.
         """
 
     def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:

@@ -249,3 +249,25 @@ def test_steered_waves_begin_small_and_grow(stage_context: Any) -> None:
     assert waves[0]["steered"] == {} and waves[1]["steered"]
     assert sum(wave["planned"] for wave in waves) == artifact.manifest.counts["planned"]
     assert {"first_wave", "last_wave"} == set(artifact.manifest.metrics["diversity"])
+
+
+def test_a_sifter_that_dies_is_replaced_and_told_what_it_knew(stage_context: Any, monkeypatch: Any) -> None:
+    from generators import waves
+
+    concluded: list[int] = []
+    sift = waves._RemoteSifter._sift
+
+    def kill_after_the_first_wave(self: Any, wave: Any) -> Any:
+        import ray
+
+        if wave.number == 1 and not concluded:
+            concluded.append(wave.number)
+            ray.kill(self._actor)
+        return sift(self, wave)
+
+    monkeypatch.setattr(waves._RemoteSifter, "_sift", kill_after_the_first_wave)
+    stage = Sayings(
+        "sayings", NumberSettings(accepted=3, rows=12, wave_rows=2, part_rows=2, engine={"kind": "echo"}), 3
+    )
+    artifact = stage_context.finished(stage)
+    assert kept_rows(artifact) == [0, 1, 2] and concluded == [1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hornbook.sandbox import SandboxLimits, run_python
+from hornbook.sandbox import SandboxLimits, require_sandbox, run_python
 
 
 def test_ordinary_code_runs_with_the_standard_library() -> None:
@@ -119,6 +120,16 @@ def secret() -> Iterator[Path]:
         "import ctypes; assert ctypes.CDLL(None).mount(b'tmpfs', b'/tmp', b'tmpfs', 0, None) == 0",
         "import resource; resource.setrlimit(resource.RLIMIT_NPROC, (999, 999))",
         "import os; os.execv('/bin/sh', ['sh', '-c', 'echo out'])",
+        "import ctypes, os; f = ctypes.CDLL(None).unshare; assert f(0x10000000) == 0",
+        "import ctypes, os; f = ctypes.CDLL(None).syscall; assert f(272 if os.uname().machine == 'x86_64' else 97, 1 << 28) == 0",
+        "import os; os.memfd_create('memory that no limit counts')",
+        "import ctypes; assert ctypes.CDLL(None).shmget(0, 1 << 20, 0o1600) >= 0",
+        "import socket; socket.socket(40, socket.SOCK_STREAM).connect((2, 22))",
+        "import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
+        "import ctypes; assert ctypes.CDLL(None).ptrace(0, 0, 0, 0) == 0",
+        "import os; assert os.path.basename({secret!r}) in os.listdir(os.path.dirname({secret!r}))",
+        "import os; os.listdir('/sys')",
+        "import os; os.mknod('/tmp/disk', 0o60600, os.makedev(8, 0)); open('/tmp/disk').read(1)",
     ],
 )
 def test_an_escape_fails(attempt: str, tmp_path: Path, secret: Path) -> None:
@@ -136,7 +147,66 @@ def test_an_escape_fails(attempt: str, tmp_path: Path, secret: Path) -> None:
     assert secret.read_text() == "kept"
 
 
+def test_code_cannot_pretend_that_it_was_not_confined() -> None:
+    for ending in ("import sys; sys.exit(119)", "import os; os.write(3, b'cannot be confined'); os._exit(119)"):
+        assert run_python(ending).outcome == "failed", "SandboxError would stop a whole stage"
+
+
+def test_threads_and_processes_of_its_own_are_allowed() -> None:
+    code = """
+import concurrent.futures, os, threading
+with concurrent.futures.ThreadPoolExecutor(3) as pool:
+    print(sum(pool.map(lambda n: n * n, range(10))), flush=True)
+if os.fork() == 0:
+    print("child", flush=True)
+    os._exit(0)
+os.wait()
+"""
+    result = run_python(code)
+    assert (result.outcome, result.stdout.split()) == ("ok", ["285", "child"]), result
+
+
+def test_it_dies_with_the_worker_that_waits_for_it() -> None:
+    code = "from hornbook.sandbox import *; run_python('import time; time.sleep(600)', SandboxLimits(seconds=300))"
+    with subprocess.Popen([sys.executable, "-c", code]) as worker:
+        inside: list[psutil.Process] = []
+        deadline = time.monotonic() + 20
+        while not any("/tmp/main.py" in process.cmdline() for process in inside) and time.monotonic() < deadline:
+            time.sleep(0.05)
+            inside = psutil.Process(worker.pid).children(recursive=True)
+        assert len(inside) == 2
+        worker.kill()
+    _, alive = psutil.wait_procs([p for p in inside if p.is_running() and p.status() != "zombie"], timeout=5)
+    assert all(process.status() == "zombie" for process in alive)
+
+
+def test_what_many_processes_take_together_is_bounded() -> None:
+    code = """
+import os
+for _ in range(50):
+    try:
+        if os.fork() == 0:
+            break
+    except OSError:
+        pass
+blocks = []
+while True:
+    blocks.append(bytearray(1 << 20))
+"""
+    before = psutil.virtual_memory().available
+    lowest = before
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run_python, code, SandboxLimits(memory_mib=128, processes=4, output_kib=1024))
+        while not running.done():
+            lowest = min(lowest, psutil.virtual_memory().available)
+            time.sleep(0.02)
+    assert running.result().outcome == "failed" and "MemoryError" in running.result().stderr
+    assert before - lowest < 2 << 30, "10 GB is what it would take"
+
+
 def test_code_is_read_as_it_is() -> None:
+    assert run_python("print('\ud800')").reason.startswith("SyntaxError")
+    assert run_python("x = 1\0").reason.startswith("SyntaxError")
     result = run_python("print('ä\\n\\t{}'.format(1))\n" + "# " + "x" * 300_000)
     assert (result.outcome, result.stdout) == ("ok", "ä\n\t1\n")
     assert run_python("x = (").reason.startswith("SyntaxError")
@@ -147,7 +217,8 @@ AS_NOBODY = """
 import ctypes, os, sys
 user, group = os.geteuid(), os.getegid()
 assert ctypes.CDLL(None, use_errno=True).unshare(0x10000000) == 0
-for name, text in (("setgroups", "deny"), ("uid_map", f"65534 {user} 1"), ("gid_map", f"65534 {group} 1")):
+inside = sys.argv[3]
+for name, text in (("setgroups", "deny"), ("uid_map", f"{inside} {user} 1"), ("gid_map", f"{inside} {group} 1")):
     open(f"/proc/self/{name}", "w").write(text)
 if sys.argv[1] == "no more":
     open("/proc/sys/user/max_user_namespaces", "w").write("0")
@@ -156,8 +227,8 @@ os.execv(sys.executable, [sys.executable, "-c", sys.argv[2]])
 """Starts a program as a user without any privilege, who owns what the tests' user owns."""
 
 
-def without_privilege(code: str, more_namespaces: bool = True) -> str:
-    arguments = [sys.executable, "-c", AS_NOBODY, "more" if more_namespaces else "no more", code]
+def without_privilege(code: str, more_namespaces: bool = True, user: int = 65534) -> str:
+    arguments = [sys.executable, "-c", AS_NOBODY, "more" if more_namespaces else "no more", code, str(user)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=60)
     return done.stdout + done.stderr
 
@@ -170,6 +241,16 @@ def test_no_privilege_is_needed() -> None:
     assert "65534 FileNotFoundError" in said
 
 
+def test_a_root_that_has_no_other_user_to_become_is_dropped_all_the_same() -> None:
+    """As in a container that its user runs without privilege: user 0 there is the only one."""
+    inside = "import os\nprint(os.getuid())\ntry:\n    os.setuid(0)\nexcept OSError:\n    print('no')"
+    said = without_privilege(
+        f"import os; from hornbook.sandbox import *; print(os.getuid(), run_python({inside!r}))", user=0
+    )
+    assert said.startswith("0 SandboxResult(outcome='ok'"), said
+    assert "65534" in said and "no" in said
+
+
 def test_where_nothing_can_be_confined_nothing_runs(tmp_path: Path) -> None:
     proof = tmp_path / "ran"
     code = f"from hornbook.sandbox import *\nrun_python(\"open({str(proof)!r}, 'w')\")"
@@ -177,3 +258,21 @@ def test_where_nothing_can_be_confined_nothing_runs(tmp_path: Path) -> None:
     assert "SandboxError: generated code cannot be confined here: cannot get namespaces of its own" in said
     assert "user.max_user_namespaces" in said
     assert not proof.exists()
+
+
+def test_a_stage_can_ask_before_anything_runs() -> None:
+    require_sandbox()
+    said = without_privilege("from hornbook.sandbox import *\nrequire_sandbox()", more_namespaces=False)
+    assert "SandboxError: generated code cannot be confined here" in said
+
+
+def test_a_recipe_that_must_run_code_says_so_before_anything_is_made(tmp_path: Path) -> None:
+    code = (
+        "from hornbook.recipe import load_recipe\nfrom hornbook.pipeline import run_recipe\n"
+        "from hornbook.store import Store\n"
+        f"recipe = load_recipe('exercises', ['engine.kind=echo'])\nrun_recipe(recipe, Store({str(tmp_path)!r}))"
+    )
+    said = without_privilege(code, more_namespaces=False)
+    assert "SandboxError: stages.exercises: exercises runs what the model writes: generated code cannot be" in said
+    assert "cure: allow user namespaces" in said
+    assert not list(tmp_path.rglob("*.parquet")) and not list(tmp_path.rglob("events*"))

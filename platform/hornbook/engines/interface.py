@@ -138,7 +138,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What an engine made of a request; `finish_reason == "error"` carries `error` and no text.
+    """What an engine made of a request; `finish_reason == "error"` carries `error`, and text only where that violates the
+    request's schema.
 
     `choice_probabilities`, for requests with `choices`: the model's probability of each choice, summing to 1; empty
     where the engine cannot tell.

@@ -272,7 +272,7 @@ def _reply(data: dict[str, Any], request: Request) -> Reply:
     if reason not in ("stop", "length"):
         return Reply("", "error", prompt_tokens, completion_tokens, error=f"finish reason {reason!r}")
     if request.schema and reason == "stop" and (wrong := violation(text, request.schema)):
-        return Reply("", "error", prompt_tokens, completion_tokens, error=wrong)
+        return Reply(text, "error", prompt_tokens, completion_tokens, error=wrong)
     return Reply(text, reason, prompt_tokens, completion_tokens)
 
 

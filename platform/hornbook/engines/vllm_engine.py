@@ -118,7 +118,7 @@ class VLLMEngine:
         reply = await self._run(prompt, parameters, choice_tokens)
         self._log.done([request])
         if request.schema and reply.finish_reason == "stop" and (wrong := violation(reply.text, request.schema)):
-            return replace(reply, text="", finish_reason="error", error=wrong)
+            return replace(reply, finish_reason="error", error=wrong)
         return reply
 
     def _parameters(self, request: Request, sampling: Sampling, room: int) -> tuple[SamplingParams, dict[int, str]]:

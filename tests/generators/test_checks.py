@@ -1,0 +1,228 @@
+"""Checks after generation: what they refuse and, as important, what they let pass."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from generators.checks import CheckSettings, NearDuplicateSieve, Refused, check_text
+from generators.inflections import inflections
+
+STORY = """Once there was a small bear who lived in a wide forest. He had a red ball, and every morning he rolled it down \
+the hill to see how far it would go. One day the ball rolled into the river and floated away. The bear ran along the \
+bank and called for help. A duck heard him and said, "I am sorry, but I cannot swim so fast." Then an old otter lifted \
+his head, dived under the water and came up with the ball on his nose. The bear laughed and clapped his paws. "Thank \
+you!" he said. "Would you like to play with me?" From then on they met at the river every day, and the duck kept the \
+score. When winter came and the river froze, they built a house of snow, and the otter slid down its roof until the \
+moon came out and all of them had to go home to their beds, tired and very happy indeed."""
+
+ON = CheckSettings()
+
+
+def refused(text: str, settings: CheckSettings = ON, required: tuple[str, ...] = (), language: str = "en") -> str:
+    """The reason for which a text is refused, or an empty text."""
+    try:
+        check_text(text, settings, required, language)
+    except Refused as error:
+        assert error.detail
+        return error.reason
+    return ""
+
+
+def test_an_ordinary_story_passes() -> None:
+    assert refused(STORY, required=("bear", "roll", "happy")) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I’m sorry, but I can’t assist with that request.",
+        "Sorry, but as an AI language model I cannot write stories.",
+        "As an AI language model, I do not have a favourite animal. Cats are nice.",
+        "I cannot fulfill this request. It goes against my guidelines.",
+        "I can't write a story about weapons for children.",
+        "I apologize, but I cannot generate that content.",
+        "Unfortunately, I am unable to provide an answer to this question.",
+        "I'm an AI assistant, so I have never seen the sea.",
+        "**I'm unable to help with that.** Please ask for something else.",
+        "I don't have personal opinions, but many people like tea.",
+        "Es tut mir leid, aber ich kann diese Geschichte nicht schreiben.",
+    ],
+)
+def test_a_refusal_of_the_model_is_refused(text: str) -> None:
+    assert refused(text, language="") == "refusal"
+    assert refused(text, CheckSettings(refusal=False), language="") == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\"I'm sorry, but I can't help you,\" said the fox, and walked away into the woods.",
+        "I can't help my mother today because I am ill, said Tom.",
+        "I cannot believe how big the tree is. It is taller than our house.",
+        'Tom built a robot. "As an AI, I cannot eat cake," it said.',
+        "I'm sorry, but I cannot come to your party, wrote Lily in her letter. She was sad.",
+        "Nobody could help the bear. He cannot fulfil his dream, thought the owl.",
+        "Artificial intelligence is a field of computer science. As an example, take a chess program.",
+        STORY + ' "I cannot assist with that," said the duck.',
+    ],
+)
+def test_people_in_stories_may_say_that_they_cannot(text: str) -> None:
+    assert refused(text) == ""
+
+
+@pytest.mark.parametrize(
+    ("word", "forms"),
+    [
+        ("beg", "begs begged begging"),
+        ("pony", "ponies"),
+        ("take", "takes took taken taking"),
+        ("run", "ran runs running"),
+        ("bake", "baked baking bakes"),
+        ("cry", "cries cried crying"),
+        ("tie", "tied tying ties"),
+        ("agree", "agreed agreeing"),
+        ("open", "opened opening"),
+        ("play", "plays played playing"),
+        ("box", "boxes boxed"),
+        ("happy", "happier happiest"),
+        ("big", "bigger biggest"),
+        ("brave", "braver bravest"),
+        ("child", "children"),
+        ("leaf", "leaves"),
+        ("good", "better best"),
+        ("picnic", "picnics picnicking"),
+        ("quiz", "quizzes"),
+        ("potato", "potatoes"),
+    ],
+)
+def test_inflections_count(word: str, forms: str) -> None:
+    for form in forms.split():
+        assert refused(f"Then {form} it was.", required=(word,), language="") == ""
+        assert refused(f"{form.capitalize()}, it was.", required=(word.upper(),), language="") == ""
+
+
+@pytest.mark.parametrize(
+    ("word", "others"),
+    [
+        ("hop", "hope hoped hoping shop hopper"),
+        ("star", "stare stared staring start"),
+        ("corn", "corner"),
+        ("flow", "flower"),
+        ("quick", "quickly"),
+        ("be", "best bed"),
+        ("cat", "category cattle"),
+        ("wobbly", "wobble"),
+    ],
+)
+def test_other_words_do_not_count(word: str, others: str) -> None:
+    for other in others.split():
+        assert other not in inflections(word)
+        assert refused(f"They saw {other} here.", required=(word,), language="") == "missing-words"
+
+
+def test_words_count_within_hyphens_possessives_and_capitals() -> None:
+    text = "The pony's bed was a wobbly-looking ICE-CREAM box."
+    assert refused(text, required=("pony", "wobbly", "ice-cream", "cream", "Box")) == ""
+    assert refused(text, required=("pony", "dog")) == "missing-words"
+    assert refused(text, CheckSettings(missing_words=False), required=("dog",)) == ""
+
+
+def test_a_sentence_must_stand_verbatim_but_for_spacing_and_quotes() -> None:
+    sentence = 'He said, "We can\'t stay."'
+    assert refused("It rained. He said,  “We\ncan’t stay.” They left.", required=(sentence,)) == ""
+    assert refused('It rained. He said, "We cannot stay." They left.', required=(sentence,)) == "missing-words"
+    assert refused("It rained. He said, we can't stay.", required=(sentence,)) == "missing-words"
+
+
+WORD = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(WORD, min_size=1, max_size=20), st.integers(3, 12), st.data())
+def test_a_loop_at_the_end_is_always_found(unit: list[str], times: int, data: st.DataObject) -> None:
+    times = max(times, -(-ON.loop_words // len(unit)))
+    cut = data.draw(st.integers(0, len(unit) - 1))  # the token limit cuts a loop anywhere
+    text = STORY + " " + " ".join(unit * times + unit[:cut])
+    assert refused(text, language="") == "repetition"
+    assert refused(text, CheckSettings(repetition=False), language="") == ""
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(WORD, min_size=5, max_size=20, unique=True), st.integers(3, 6))
+def test_a_loop_before_a_proper_end_is_found(unit: list[str], times: int) -> None:
+    """Where it makes up most of the text."""
+    text = "Tom sang. " + " ".join(unit * times) + ". Then he went home to sleep."
+    assert refused(text, language="") == "repetition"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_shuffled_words_of_an_ordinary_text_are_no_repetition(rng: random.Random) -> None:
+    words = STORY.split()
+    rng.shuffle(words)
+    assert refused(" ".join(words), language="") in ("", "missing-words")
+
+
+def test_repeated_sentences_and_lines_are_found_and_a_refrain_is_not() -> None:
+    refrain = "Row, row, row your boat, said the duck."
+    with_refrain = "\n".join(part + " " + refrain for part in STORY.split(". ")[:3])
+    assert refused(STORY + with_refrain) == ""
+    lines = [f"- The bear has a ball that is red and round.\n- Number {number} is nice." for number in range(6)]
+    assert refused("\n".join(lines)) == "repetition"
+    assert refused(STORY.replace(". ", ".\n") + "\n" + STORY) == "repetition"
+    assert refused("He ran and ran and ran. " + STORY) == ""
+    assert refused(STORY + ' "No, no, no!" cried the bear. Ha, ha, ha, ha!') == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        (STORY, "en"),
+        ("Der kleine Hund lief über den Hügel und suchte seinen roten Ball. Am Abend kam er müde nach Hause.", "de"),
+        ("El perrito corrió por la colina y buscó su pelota roja. Por la noche volvió a casa muy cansado.", "es"),
+        ("小狗跑过小山,寻找它的红球。晚上它很累地回到了家里,和妈妈一起睡觉。它们都很高兴。", "zh"),
+        ("Den lille hunden løp over bakken og lette etter den røde ballen sin. Om kvelden kom den hjem.", "nb"),
+    ],
+)
+def test_the_language_asked_for_passes_and_others_do_not(text: str, language: str) -> None:
+    assert refused(text, language=language) == ""
+    assert refused(text, language="") == ""
+    for other in {"en", "de", "es", "zh"} - {language}:
+        assert refused(text, language=other) == "wrong-language"
+        assert refused(text, CheckSettings(language=False), language=other) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Tom était triste.",  # the identifier says English
+        "def area(radius):\n    return 3.14 * radius ** 2",
+        "42",
+        "",
+        STORY + " The otter said: Bonjour, mon ami, comment allez-vous aujourd'hui?",
+        "bad \ud800 surrogate \x00 and \x1b controls \uffff in a text that is English all the same, as one can see",
+    ],
+)
+def test_a_text_whose_language_is_in_doubt_passes(text: str) -> None:
+    assert refused(text, language="en") == ""
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=200), st.text(max_size=20))
+def test_no_text_breaks_the_checks(text: str, required: str) -> None:
+    for language in ("", "en", "xx"):
+        refused(text, required=(required,), language=language)
+
+
+def test_near_duplicates_of_accepted_texts_are_refused() -> None:
+    sieve = NearDuplicateSieve(ON)
+    assert sieve.reason == "near-duplicate"
+    assert sieve.refuses(STORY, {}) == ""
+    assert sieve.refuses(STORY, {}) == ""  # asking remembers nothing
+    sieve.add(STORY, {})
+    assert sieve.refuses(STORY.replace("small bear", "little bear"), {}).startswith("similarity 0.9")
+    assert sieve.refuses(STORY.upper(), {}) == "similarity 1.00 to accepted text 0"
+    assert sieve.refuses("A quite different text.", {}) == ""
