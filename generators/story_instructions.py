@@ -204,7 +204,8 @@ class _SameLinesSieve:
     reason = "near-duplicate"
 
     def __init__(self, settings: CheckSettings) -> None:
-        self._settings = settings
+        share = max(1, settings.remembered // len(SUBSETS))  # all sieves together remember what one may
+        self._settings = settings.model_copy(update={"remembered": share})
         self._sieves: dict[frozenset[str], NearDuplicateSieve] = {}
 
     def refuses(self, text: str, meta: Mapping[str, Any]) -> str:
