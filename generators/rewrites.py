@@ -90,7 +90,7 @@ REWRITTEN: dict[Form, tuple[str, str]] = {
 """Shown before each request, as turns: without them a small model does not keep to the form, with one alone it copies it."""
 QUESTION = re.compile(r"^[\W_]*(?:Q|Question)[\s\d]*[*_]*[:.][*_]*[ \t]*(?P<text>.+)$", re.IGNORECASE | re.MULTILINE)
 ANSWER = re.compile(r"^[\W_]*(?:A|Answer)[\s\d]*[*_]*[:.][*_]*[ \t]*(?P<text>.+)$", re.IGNORECASE | re.MULTILINE)
-NOTE = re.compile(r"^[\s|*-]*[^\s|:][^|:\n]{0,60}?\s*[|:]\s*[^\s|][^|]*$")
+NOTE = re.compile(r"^[\s|*-]*[^\s|:][^|:\n]{0,60}?\s*[|:]\s*[^\s|][^|]*\|?$")
 ANSWERS = ("No", "Yes")
 FACTS = Rubric("facts", "", ANSWERS, (0.0, 1.0))
 COPIED_WORDS = 8
