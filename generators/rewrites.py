@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -260,11 +260,12 @@ def _pairs(text: str) -> list[str]:
 
 def _lines(form: Form, text: str) -> list[str]:
     """Return the lines that are items of a list, or notes."""
-    lines: list[Any] = [line.strip() for line in text.split("\n")]
+    lines = [line.strip() for line in text.split("\n")]
     if form == "list":
         return [
             f"- {item}"
             for line in lines
             if (item := LIST_MARK.sub("", line)) != line and len(item.split()) >= ITEM_WORDS
         ]
-    return [LIST_MARK.sub("", line) for line in lines if NOTE.match(line) and len(line.split()) >= ITEM_WORDS]
+    notes = [LIST_MARK.sub("", line) for line in lines if NOTE.match(line)]
+    return [note for note in notes if len(note.split()) >= ITEM_WORDS and any(map(str.isalpha, note))]
