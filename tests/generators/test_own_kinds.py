@@ -18,7 +18,7 @@ from hornbook.describe import describe_kind
 from hornbook.errors import RecipeError
 from hornbook.jobs import code_digest, staged_code
 from hornbook.pipeline import plan_recipe, run_recipe
-from hornbook.recipe import Recipe, load_recipe
+from hornbook.recipe import Recipe, check_recipe, load_recipe
 from hornbook.store import Store
 from hornbook.trace import trace_document
 
