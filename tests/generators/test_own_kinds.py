@@ -152,7 +152,8 @@ def test_the_documents_example_is_right(tmp_path: Path) -> None:
     (python,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     several, stages = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     source = {"name": "several", "engine": {"kind": "echo"}, **yaml.safe_load(several)}
-    assert check_recipe(source, "docs/generators.md").stages["stories"].stage.learns
+    several_stage = check_recipe(source, "docs/generators.md").stages["stories"].stage
+    assert isinstance(several_stage, PromptedStage) and several_stage.learns
     (template,) = re.findall(r"`riddles.jinja`: `(.*?)`", page)
     (tmp_path / "riddles.py").write_text(python)
     (tmp_path / "riddles.jinja").write_text(template)
