@@ -315,9 +315,9 @@ class PromptedStage(Stage):
 
     def expected_of(self, rows: int) -> Expected:
         """Return what so many rows are expected to be."""
-        return Expected(
-            planned=rows, rows=rows, tokens=rows * min(self.expected_tokens, self.settings.sampling.max_tokens)
-        )
+        tokens = rows * min(self.expected_tokens, self.settings.sampling.max_tokens)
+        distinct = None if self.combinations is None else len(self.combinations)
+        return Expected(planned=rows, rows=rows, tokens=tokens, distinct=distinct)
 
     @cached_property
     def templates(self) -> dict[str, str]:
