@@ -23,9 +23,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from generators.prompted import PromptedStage, sampling_seed
+from generators.documents import SourceDocument
+from generators.prompted import PromptedStage
 from generators.questions import Questions, QuestionSettings
 from generators.textbooks import Textbooks, TextbookSettings
+from generators.writing import sampling_seed
 from hornbook.engines.interface import EngineSettings, Request, Sampling
 from hornbook.engines.vllm_engine import VLLMEngine
 from hornbook.errors import HornbookError
@@ -62,10 +64,10 @@ def stages(run: int) -> dict[str, PromptedStage]:
     topics = [text for text in pydoc_data.topics.topics.values() if len(text) > 400]
     questions = Questions("questions", QuestionSettings(per_document=1), run)
 
-    def document(row: int) -> tuple[str, bytes]:
-        return topics[(row + 37 * run) % len(topics)], b""
+    def source(row: int) -> tuple[SourceDocument, int]:
+        return SourceDocument(topics[(row + 37 * run) % len(topics)], b"", {}, {}), 0
 
-    questions._document = document  # type: ignore[method-assign] # Python's own reference, instead of an artifact
+    questions.source = source  # type: ignore[method-assign] # Python's own reference, instead of an artifact
     return {"textbooks": Textbooks("textbooks", TextbookSettings(rows=10_000), run), "questions": questions}
 
 
