@@ -3,8 +3,8 @@ prompt.
 
 Each row of the table is one engine beside the reference engine; both are loaded once, answer the same prompts with the same
 seeds in turns, and begin each turn with an empty prefix cache. Prompts come as a stage sends them: parts of 16 rows, all in
-flight. Both engines have all cores; the one whose turn it is not sleeps. `textbooks` prompts (107 tokens) share 48 tokens
-with those of the same audience, `questions` (about 600) some 330 tokens of examples with all others.
+flight. Both engines have all cores; the one whose turn it is not sleeps. `textbooks` prompts (110 tokens) share 49 tokens with
+those for the same audience, `questions` (490) some 240 tokens of examples with those asked the same way.
 
     python benchmarks/engine_settings.py --only eager no-prefix-cache --json figures.json
 
