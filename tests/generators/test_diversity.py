@@ -47,7 +47,7 @@ def commonest(wave: Wave, name: str = EVERYWHERE) -> float:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_collapsed_opener_comes_down_and_stays_down(seed: int) -> None:
-    dice, wanted = random.Random(seed), DiversitySettings(steer=True, means=("decoding",))
+    dice, wanted = random.Random(seed), DiversitySettings(steer=True, means=("decoding",), embedded=0)
     steer: dict[str, Any] = {}
     shares = []
     for _ in range(8):
@@ -61,7 +61,10 @@ def test_a_collapsed_opener_comes_down_and_stays_down(seed: int) -> None:
 
 
 def test_a_cell_that_collapses_is_steered_alone() -> None:
-    dice, wanted = random.Random(1), DiversitySettings(steer=True, means=("decoding", "temperature", "prompt"))
+    dice, wanted = (
+        random.Random(1),
+        DiversitySettings(steer=True, means=("decoding", "temperature", "prompt"), embedded=0),
+    )
     wave = Wave()
     for number in range(400):
         wave.add(f"Opening{number} is new.", "rain")
@@ -78,7 +81,7 @@ def test_it_pushes_where_the_model_has_a_choice() -> None:
     for number in range(100):
         wave.add("Once upon a time." if number < 40 else f"Word{number} was there.", "")
         wave.add("The little girl ran." if number < 10 else f"The thing{number} ran.", "")
-    wanted = DiversitySettings(steer=True, means=("decoding",))
+    wanted = DiversitySettings(steer=True, means=("decoding",), embedded=0)
     avoid = dict(steer_next({}, wave, {}, wanted, 1.0)[EVERYWHERE]["avoid"])
     assert set(avoid) == {"Once", "The little"}  # not "Once upon a", which would leave "Once upon the"
 
