@@ -23,6 +23,7 @@ from hornbook.errors import DataError
 from hornbook.parts import PartCommit, PartContent, PartRange, same_ids
 from hornbook.partwork import PartMaker
 from hornbook.plan import derive_seed
+from hornbook.score_figures import kept_and_histogram
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
 
@@ -82,7 +83,7 @@ class Quality(Stage):
         forest = load_forest(store.read(name), store.describe(name))
         held_out_scores = forest_scores(forest, annotated.vectors[split.held_out])
         metrics = measure(annotated, split, held_out_scores, self.settings)
-        metrics |= kept_and_histogram(context.artifact, metrics["threshold"])
+        metrics |= kept_and_histogram(context.artifact, metrics["threshold"], np.linspace(0, 1, BINS + 1))
         metrics["agreement"] = _agreement(context.inputs["annotations"])
         metrics["warnings"] = _warnings(metrics)
         store.write_json(f"{context.artifact.folder}/{THRESHOLD}", {"threshold": metrics["threshold"]})
@@ -260,31 +261,6 @@ def measure(
         "precision": round(precision, 4),
         "recall": round(recall, 4),
         "f1": round(f1, 4),
-    }
-
-
-def kept_and_histogram(scored: Artifact, threshold: float) -> dict[str, Any]:
-    """Return `histogram` ({edges, counts by source}) and `kept` ({source: {documents, kept, share}}) of all scores."""
-    edges = np.linspace(0, 1, BINS + 1)
-    counts: dict[str, np.ndarray] = {}
-    kept: dict[str, int] = {}
-    for table in scored.tables(columns=["source", "score"]):
-        scores = table.column("score").to_numpy()
-        sources = np.array(table.column("source").to_pylist(), dtype=object)
-        for source in sorted(set(sources)):
-            own = scores[sources == source]
-            counts[source] = counts.get(source, np.zeros(BINS, dtype=np.int64)) + np.histogram(own, edges)[0]
-            kept[source] = kept.get(source, 0) + int((own >= threshold).sum())
-    totals = {source: int(bins.sum()) for source, bins in counts.items()}
-    return {
-        "histogram": {
-            "edges": [round(float(edge), 4) for edge in edges],
-            "counts": {source: bins.tolist() for source, bins in counts.items()},
-        },
-        "kept": {
-            source: {"documents": total, "kept": kept[source], "share": round(kept[source] / total, 4)}
-            for source, total in totals.items()
-        },
     }
 
 

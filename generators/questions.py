@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import re
-from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import pyarrow as pa
 from pydantic import Field
 
-from generators.prompted import Parsed, Prompt, PromptedStage, PromptSettings, Refused, to_last_sentence
-from hornbook.artifact import Artifact
+from generators.documents import DocumentPromptSettings, DocumentStage, extract
+from generators.overlap import content_words, new_numbers
+from generators.prompted import Parsed, Prompt, Refused
 from hornbook.chat import Message, chat_meta, plain_text
-from hornbook.stage import Expected, Input, StageContext
 
 ASKS = (
     "Write one question about this text and its answer.",
@@ -26,19 +22,39 @@ EXAMPLES = (
     (
         "Bees visit flowers to drink nectar. While a bee drinks, yellow pollen sticks to its legs. At the next flower "
         "some of the pollen falls off, and that flower can make seeds. Without bees, many plants would have no fruit.",
-        "Question: How do bees help plants to make seeds?\n"
-        "Answer: Pollen sticks to a bee's legs while it drinks nectar. Some of it falls off at the next flower, and "
-        "that flower can make seeds.",
+        (
+            (
+                "Do flowers need bees?",
+                "Yes. Bees carry pollen from flower to flower, and a flower makes seeds from it.",
+            ),
+            ("Why do bees visit flowers?", "They come to drink the nectar that is inside of the flowers."),
+            ("What sticks to a bee's legs?", "Yellow pollen sticks to them while the bee drinks nectar."),
+            (
+                "How do bees help plants to make seeds?",
+                "Pollen sticks to a bee's legs while it drinks nectar. Some of it falls off at the next flower, and "
+                "that flower can make seeds.",
+            ),
+        ),
     ),
     (
         "A lever is a bar that rests on a point. When you push one end down, the other end goes up. If your end is "
         "longer, a small push lifts a heavy load. A seesaw is a lever, and so is a bottle opener.",
-        "Question: Why can a small push on a lever lift a heavy load?\n"
-        "Answer: Your end of the lever is longer than the other end. That makes a small push strong enough to lift a "
-        "heavy load.",
+        (
+            ("Can you name two levers?", "A seesaw is a lever, and so is a bottle opener."),
+            (
+                "Why can a small push on a lever lift a heavy load?",
+                "Your end of the bar is longer than the other end. That makes a small push strong enough.",
+            ),
+            (
+                "What is a lever?",
+                "It is a bar that rests on a point, so that one end goes up when the other goes down.",
+            ),
+            ("How do you lift a load with a lever?", "You push the longer end down, and the other end goes up."),
+        ),
     ),
 )
-"""Shown before each request, as turns: without them SmolLM2-135M keeps to the form in 6 of 216 answers, with them in 31 of 32."""
+"""Shown before each request, as turns: a text, and what to answer to each of ASKS. Without them SmolLM2-135M keeps to the form
+in 6 of 216 answers, with them in 31 of 32."""
 MIN_ANSWER_WORDS = 4
 
 
@@ -53,15 +69,14 @@ PAIR = re.compile(rf"{_label('question')}(?P<question>.+?){_label('answer')}(?P<
 MARKS = re.compile(r"^[\s*_#:]+|[\s*_#]+$")
 
 
-class QuestionSettings(PromptSettings):
+class QuestionSettings(DocumentPromptSettings):
     """Settings of the kind `questions`; `rows` is the most to ask, whatever `per_document` allows."""
 
-    rows: int | None = Field(1_000_000_000, ge=1, description="At most so many questions.")
     per_document: int = Field(2, ge=1, le=len(ASKS), description="Questions asked of each document.")
     extract_characters: int = Field(1200, ge=100, description="How much of a document the prompt quotes.")
 
 
-class Questions(PromptedStage):
+class Questions(DocumentStage):
     """Question and answer pairs, `per_document` of each input document."""
 
     kind: ClassVar[str] = "questions"
@@ -69,38 +84,20 @@ class Questions(PromptedStage):
     expected_tokens: ClassVar[int] = 90
     Settings = QuestionSettings
     settings: QuestionSettings
-    inputs: ClassVar[Mapping[str, Input]] = {"documents": Input("documents")}
-
-    def planned(self, context: StageContext) -> int:
-        """Each document `per_document` times, within `rows`."""
-        documents = int(context.input("documents").manifest.counts["rows"])
-        return min(self.settings.planned_rows, documents * self.settings.per_document)
-
-    def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
-        """As `planned`, from what the input is expected to hold."""
-        documents = sum(found.rows or 0 for found in inputs.get("documents", ()))
-        return self.expected_of(min(self.settings.planned_rows, documents * self.settings.per_document))
-
-    def open(self, inputs: Mapping[str, Sequence[Artifact]]) -> None:
-        """Remember where each document lies: parts and the number of documents before each."""
-        self._artifact = inputs["documents"][0]
-        self._parts = [part for part in self._artifact.parts if part.rows]
-        self._before = [0, *itertools.accumulate(part.rows for part in self._parts)]
-        self._loaded: tuple[int, pa.Table] | None = None
 
     def prompt(self, row: int) -> Prompt:
         """Ask the (row mod per_document)-th way about the (row div per_document)-th document."""
-        document, way = divmod(row, self.settings.per_document)
-        text, key = self._document(document)
-        extract = text if len(text) <= self.settings.extract_characters else text[: self.settings.extract_characters]
-        seeds = {"document": document, "ask": ASKS[(way + document) % len(ASKS)]}
-        examples = [
-            turn
-            for example, answer in EXAMPLES
-            for turn in (*self.ask(extract=example, ask=ASKS[0]), {"role": "assistant", "content": answer})
-        ]
-        asked = self.ask(extract=to_last_sentence(extract) or extract, ask=seeds["ask"])
-        return Prompt((*examples, *asked), seeds, parents=(key,))
+        source, way = self.source(row)
+        document = row // self.settings.per_document
+        ask = (way + document) % len(ASKS)
+        seeds = {"document": document, "ask": ASKS[ask]}
+        examples = [turn for text, pairs in EXAMPLES for turn in self._example(text, *pairs[ask], ASKS[ask])]
+        asked = self.ask(extract=extract(source.text, self.settings.extract_characters), ask=seeds["ask"])
+        return Prompt((*examples, *asked), seeds, parents=(source.key,))
+
+    def _example(self, text: str, question: str, answer: str, ask: str) -> tuple[dict[str, str], ...]:
+        reply = {"role": "assistant", "content": f"Question: {question}\nAnswer: {answer}"}
+        return (*self.ask(extract=text, ask=ask), reply)
 
     def parse(self, prompt: Prompt, text: str) -> Parsed:
         """Find the question and the answer. Refuses answers without both, and too short ones."""
@@ -115,17 +112,16 @@ class Questions(PromptedStage):
             raise Refused("repeats-question", answer[:200])
         if len(answer.split()) < MIN_ANSWER_WORDS:
             raise Refused("short-answer", answer[:200])
+        if not _says_more(answer, question):
+            raise Refused("repeats-question", f"nothing new in: {answer[:200]}")
         messages = [Message(role="user", content=question), Message(role="assistant", content=answer)]
         return Parsed(plain_text(messages), chat_meta(messages))
 
-    def _document(self, ordinal: int) -> tuple[str, bytes]:
-        """Return text and key of the `ordinal`-th document of the input; keeps one part in memory."""
-        index = bisect.bisect_right(self._before, ordinal) - 1
-        if self._loaded is None or self._loaded[0] != index:
-            self._loaded = (index, self._artifact.read(self._parts[index], columns=["text", "key"]))
-        row = ordinal - self._before[index]
-        table = self._loaded[1]
-        return table.column("text")[row].as_py(), table.column("key")[row].as_py()
+
+def _says_more(answer: str, question: str) -> bool:
+    """Tell whether an answer has a number or a content word that the question does not have."""
+    new = set(content_words(answer)) - set(content_words(question))
+    return bool(new) or bool(new_numbers(answer, question))
 
 
 def _clean(text: str) -> str:

@@ -6,24 +6,26 @@ The openings are varied on purpose: over half of the published TinyStories begin
 from __future__ import annotations
 
 import importlib.resources
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import combinations
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from generators.prompted import Prompt, PromptedStage, PromptSettings
+from generators.overlap import held_words
+from generators.prompted import Parsed, Prompt, PromptedStage, PromptSettings, Refused
 from hornbook.plan import Combinations, derive_seed
 
-FEATURES = (
-    "The people in the story talk to each other.",
-    "Something surprising happens.",
-    "Somebody learns to be kind.",
-    "There is a small problem that friends solve together.",
-    "Something at the start turns out to be important at the end.",
-    "Two friends want different things at first.",
-    "The story does not end well.",
-)
+FEATURES = {
+    "Dialogue": "The people in the story talk to each other.",
+    "Twist": "Something surprising happens.",
+    "MoralValue": "Somebody learns to be kind.",
+    "Problem": "There is a small problem that friends solve together.",
+    "Foreshadowing": "Something at the start turns out to be important at the end.",
+    "Conflict": "Two friends want different things at first.",
+    "BadEnding": "The story does not end well.",
+}
+"""What may be asked of a story: the name that instructions list it by, and the sentence that a prompt says."""
 OPENINGS = (
     "Begin with the name of a child.",
     "Begin with the weather.",
@@ -34,6 +36,8 @@ OPENINGS = (
     "Begin with a question.",
     "Begin with what somebody is doing.",
 )
+ENGLISH = "English"
+WORD_CLASSES = ("noun", "verb", "adjective")
 READERS = {"3-4": "small children", "5-6": "children of five or six", "7-9": "children who can read"}
 LENGTHS = {
     "any": "",
@@ -55,6 +59,12 @@ class StorySettings(PromptSettings):
         ("paragraphs",), min_length=1, description="Lengths asked for; `paragraphs` is three to five."
     )
     languages: tuple[str, ...] = Field(("English",), min_length=1, description="Languages, by their English names.")
+    required_words: int = Field(
+        len(WORD_CLASSES),
+        ge=0,
+        le=len(WORD_CLASSES),
+        description="How many of its three words an English story must hold, inflections counting: else `missing-words`.",
+    )
 
 
 class Stories(PromptedStage):
@@ -68,16 +78,14 @@ class Stories(PromptedStage):
 
     @cached_property
     def words(self) -> dict[str, list[str]]:
-        """Nouns, verbs and adjectives that a small child knows: `stories.words.txt`, a paragraph each."""
-        text = importlib.resources.files("generators").joinpath("stories.words.txt").read_text(encoding="utf-8")
-        paragraphs = [paragraph for paragraph in text.split("\n\n") if not paragraph.startswith("#")]
-        return {name: words.split() for name, _, words in (paragraph.partition(":") for paragraph in paragraphs)}
+        """Nouns, verbs and adjectives that a small child knows."""
+        return word_lists()
 
     @cached_property
     def feature_sets(self) -> list[tuple[str, ...]]:
         """All sets of at most `max_features` features."""
         sizes = range(self.settings.max_features + 1)
-        return [chosen for size in sizes for chosen in combinations(FEATURES, size)]
+        return [chosen for size in sizes for chosen in combinations(FEATURES.values(), size)]
 
     @cached_property
     def axes(self) -> dict[str, list[Any]]:
@@ -103,4 +111,33 @@ class Stories(PromptedStage):
         """Row `row` of the balanced walk through all combinations of seeds."""
         chosen = zip(self.axes.items(), self.combinations[row], strict=True)
         seeds = {name: choices[index] for (name, choices), index in chosen}
-        return Prompt(self.ask(**seeds, reader=READERS[seeds["age"]], form=LENGTHS[seeds["length"]]), seeds)
+        messages = self.ask(**seeds, reader=READERS[seeds["age"]], form=LENGTHS[seeds["length"]])
+        every = self.settings.required_words == len(WORD_CLASSES) and seeds["language"] == ENGLISH
+        return Prompt(messages, seeds, required=tuple(seeds[name] for name in WORD_CLASSES) if every else ())
+
+    def parse(self, prompt: Prompt, text: str) -> Parsed:
+        """Refuse a story that holds too few of its words; where all three are required the base looks for them."""
+        wanted = self.settings.required_words
+        if (
+            0 < wanted < len(WORD_CLASSES)
+            and prompt.seeds["language"] == ENGLISH
+            and self.settings.checks.missing_words
+        ):
+            held = held_words(text, (prompt.seeds[name] for name in WORD_CLASSES))
+            if len(held) < wanted:
+                raise Refused("missing-words", f"{len(held)} of three words: {', '.join(held) or 'none'}")
+        return Parsed(text)
+
+    def language_of(self, prompt: Prompt) -> str:
+        """The language that the prompt asks for, where the identifier knows its name."""
+        import pycld2
+
+        return str(dict(pycld2.LANGUAGES).get(prompt.seeds["language"].upper(), ""))
+
+
+@cache
+def word_lists() -> dict[str, list[str]]:
+    """Return nouns, verbs and adjectives that a small child knows: `stories.words.txt`, a paragraph each."""
+    text = importlib.resources.files("generators").joinpath("stories.words.txt").read_text(encoding="utf-8")
+    paragraphs = [paragraph for paragraph in text.split("\n\n") if not paragraph.startswith("#")]
+    return {name: words.split() for name, _, words in (paragraph.partition(":") for paragraph in paragraphs)}

@@ -13,13 +13,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from hornbook.artifact import THRESHOLD, Artifact
+from hornbook.artifact import Artifact
 from hornbook.chat import chat_of
 from hornbook.documents import Reject, rejects_table
-from hornbook.errors import DataError, ModelError, RecipeError
+from hornbook.errors import DataError, ModelError
 from hornbook.parts import PartCommit, PartContent, PartRange, same_ids
 from hornbook.partwork import PartMaker
 from hornbook.plan import derive_seed
+from hornbook.scores import ScoreFilter
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
 from training.packed import DESCRIPTION, PackDescription, tokenizer_hash
@@ -64,9 +65,8 @@ class Pack(Stage):
         """Pack each part of the input into a shard of the same range."""
         documents, scores = context.input("documents"), context.optional_input("scores")
         tokenizer = context.input("tokenizer").local_folder(TOKENIZER)
-        if scores is not None:
-            self._require_scores_of(documents, scores)
-        maker = PackPart(self.settings, documents, context.input("tokenizer"), scores, self._threshold(scores))
+        kept = ScoreFilter(self.name, documents, scores, self.settings.minimum_score)
+        maker = PackPart(self.settings, documents, context.input("tokenizer"), kept)
         description = maker.describe(self.settings.source or context.input_stages["documents"][0], tokenizer)
         store = context.artifact.store
         store.write(f"{context.artifact.folder}/{DESCRIPTION}", description.model_dump_json(indent=1).encode())
@@ -79,27 +79,8 @@ class Pack(Stage):
             )
         figures = {name: int(value) for name, value in totals.counts.items()}
         return StageResult(
-            metrics={"source": description.source, "minimum_score": maker.threshold, **figures}, files=[DESCRIPTION]
+            metrics={"source": description.source, "minimum_score": kept.threshold, **figures}, files=[DESCRIPTION]
         )
-
-    def _require_scores_of(self, documents: Artifact, scores: Artifact) -> None:
-        scored = [reference.digest for references in scores.manifest.inputs.values() for reference in references]
-        if documents.manifest.digest not in scored:
-            raise RecipeError(
-                f"{self.name}: {scores.manifest.stage} scored other documents than {documents.manifest.stage}",
-                "let `documents` name the corpus that `scores` was made from",
-            )
-
-    def _threshold(self, scores: Artifact | None) -> float | None:
-        if scores is None:
-            if self.settings.minimum_score is not None:
-                raise RecipeError(f"{self.name}: minimum_score needs scores", "name a scoring stage as input `scores`")
-            return None
-        if self.settings.minimum_score is not None:
-            return self.settings.minimum_score
-        if all(entry.name != THRESHOLD for entry in scores.manifest.files):
-            raise RecipeError(f"{self.name}: {scores.manifest.stage} names no threshold", "set minimum_score")
-        return float(scores.store.read_json(f"{scores.folder}/{THRESHOLD}")["threshold"])
 
 
 class PackPart(PartMaker):
@@ -110,11 +91,9 @@ class PackPart(PartMaker):
         settings: PackSettings,
         documents: Artifact,
         tokenizer: Artifact,
-        scores: Artifact | None,
-        threshold: float | None,
+        scores: ScoreFilter,
     ) -> None:
-        self.settings, self.documents, self.tokenizer = settings, documents, tokenizer
-        self.scores, self.threshold = scores, threshold
+        self.settings, self.documents, self.tokenizer, self.scores = settings, documents, tokenizer, scores
         self.max_workers = settings.workers
 
     def setup(self) -> None:
@@ -124,7 +103,6 @@ class PackPart(PartMaker):
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one processor per worker
         self.load(self.tokenizer.local_folder(TOKENIZER))
         self.parts: dict[int, PartCommit] = {part.start: part for part in self.documents.parts}
-        self.scored: dict[int, PartCommit] = {part.start: part for part in self.scores.parts} if self.scores else {}
 
     def load(self, folder: Path) -> None:
         """Load the tokenizer from a local folder. Raises ModelError if it cannot serve."""
@@ -159,7 +137,7 @@ class PackPart(PartMaker):
         """Return the shard of a range: its spans as rows, tokens and masks as files."""
         table = self.documents.read(self.parts[part.start], columns=["id", "key", "text", "source", "meta"])
         ids = table.column("id").to_numpy()
-        kept = self._kept(part, ids)
+        kept = self.scores.kept(self.parts[part.start], ids)
         builder = ShardBuilder(self.eos, len(self.transformers_tokenizer), masked=self.settings.form == "chat")
         rejects = []
         encoded = self._encode(table.filter(kept))
@@ -181,18 +159,6 @@ class PackPart(PartMaker):
             empty=below,
             counts=counts | {"tokens": counts["train_tokens"] + counts["validation_tokens"], "below_threshold": below},
         )
-
-    def _kept(self, part: PartRange, ids: np.ndarray) -> np.ndarray:
-        """Return which documents reach the threshold, bool (documents,); one without a score does not."""
-        if self.scores is None or self.threshold is None:
-            return np.ones(len(ids), dtype=bool)
-        if part.start not in self.scored:
-            raise DataError(
-                f"{self.scores.folder} does not score these documents", "let `documents` name the corpus it scored"
-            )
-        table = self.scores.read(self.scored[part.start], columns=["id", "score"])
-        good = table.column("id").to_numpy()[table.column("score").to_numpy() >= self.threshold]
-        return np.isin(ids, good)
 
     def _encode(self, table: Any) -> list[tuple[np.ndarray, np.ndarray | None] | str]:
         """Return (ids, mask) of each document, or `reason: detail` of its reject."""

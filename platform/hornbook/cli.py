@@ -185,6 +185,90 @@ def report(run: Annotated[str, typer.Argument(help="A run's id or a prefix of it
 
 
 @app.command()
+def estimate(
+    recipe: RecipeArgument,
+    seconds: Annotated[float, typer.Option(min=1, help="Time of each stage's pilot, engine starts not counted.")] = 120,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each stage's pilot, at most.")] = 100,
+    gpus: Annotated[str, typer.Option(help="Numbers of GPUs to give hours for.")] = "1,8,64",
+    settings: SetOption = None,
+) -> None:
+    """Run a small pilot of a recipe's generators; say what all of it will take: tokens, rows, time, money, disk.
+
+    The store is not touched but for the estimate itself, which the run's report shows beside what it came to.
+
+    Examples:
+
+        hornbook estimate demo
+
+        hornbook estimate demo --seconds 60 --rows 200 --gpus 1,4
+
+        hornbook estimate demo --set stages.stories.rows=1000000
+    """
+    from hornbook.errors import RecipeError
+    from hornbook.estimate import estimate as estimate_recipe
+    from hornbook.estimate_table import remarks, table
+    from hornbook.one_version import require_one_version
+    from hornbook.store import open_store
+
+    require_one_version()
+    counts = [text.strip() for text in gpus.split(",")]
+    if not all(text.isdigit() and int(text) for text in counts):
+        raise RecipeError(f"--gpus {gpus!r} is not a list of numbers", "for example --gpus 1,8,64")
+    found = estimate_recipe(
+        recipe, settings or [], open_store(), rows=rows, seconds=seconds, gpus=[int(text) for text in counts], say=_say
+    )
+    if lines := table(found):
+        _table(["stage", "figure", "estimate", "from", "to"], lines)
+    for remark in remarks(found):
+        typer.echo(remark)
+
+
+@app.command()
+def push(
+    artifact: Annotated[
+        str, typer.Argument(help="Artifact folder or a prefix of it (see `hornbook ls`), or RUN/STAGE.")
+    ],
+    target: Annotated[str, typer.Argument(help="A folder, an s3:// or gs:// URL, or hf://datasets/OWNER/NAME.")],
+    licence: Annotated[
+        str, typer.Option("--license", help="The data set's licence, as the hub names it: odc-by, apache-2.0, ...")
+    ] = "",
+    private: Annotated[bool, typer.Option("--private", help="Make the hub's repository a private one.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the card and touch nothing.")] = False,
+    rejects: Annotated[
+        bool, typer.Option("--rejects", help="Write what was refused, too, as a second configuration.")
+    ] = False,
+    shard_mib: Annotated[int, typer.Option(min=1, help="Most MiB of parts that become one shard.")] = 256,
+) -> None:
+    """Publish a corpus as a data set: Parquet shards and a card, to a folder, an object store or the Hugging Face hub.
+
+    A push that was interrupted goes on where it stood; the card comes last.
+
+    Examples:
+
+        hornbook push latest/stories ./stories --license odc-by
+
+        hornbook push latest/stories hf://datasets/OWNER/NAME --private
+
+        hornbook push latest/textbooks ./textbooks --rejects --dry-run
+    """
+    from hornbook.push import push as push_artifact
+    from hornbook.store import open_store
+
+    push_artifact(
+        open_store(),
+        artifact,
+        target,
+        licence=licence,
+        private=private,
+        dry_run=dry_run,
+        rejects=rejects,
+        shard_bytes=shard_mib << 20,
+        say=_say,
+        warn=lambda line: typer.secho(line, err=True),
+    )
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine has, which engines and models resolve, what is missing and the command that cures it.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hornbook.artifact import ARTIFACTS, Artifact, Manifest
 from hornbook.errors import StoreError
 from hornbook.events import read_events
-from hornbook.progress import duration
+from hornbook.progress import duration, size
 from hornbook.runs import Run, all_runs, load_run
 from hornbook.settings import nearest
 from hornbook.store import Store
@@ -65,18 +65,18 @@ def list_artifacts(store: Store) -> list[list[str]]:
     """Return a table row for each artifact, newest last; unfinished and damaged ones say so."""
     rows = []
     for artifact in artifacts(store):
-        size = _bytes(sum(size for _, size in store.files(artifact.folder)))
+        taken = size(sum(count for _, count in store.files(artifact.folder)))
         folder = artifact.folder.removeprefix(f"{ARTIFACTS}/")
         if not artifact.complete:
-            rows.append((0.0, [folder, "(unfinished)", "", "", "", size, ""]))
+            rows.append((0.0, [folder, "(unfinished)", "", "", "", taken, ""]))
             continue
         try:
             manifest = artifact.manifest
         except StoreError:  # `hornbook show` says what is wrong with it
-            rows.append((0.0, [folder, "(damaged)", "", "", "", size, ""]))
+            rows.append((0.0, [folder, "(damaged)", "", "", "", taken, ""]))
             continue
         counts = [_count(manifest.counts.get(name, 0)) for name in ("rows", "rejected", "tokens")]
-        rows.append((manifest.created, [folder, manifest.stage, *counts, size, _when(manifest.created)]))
+        rows.append((manifest.created, [folder, manifest.stage, *counts, taken, _when(manifest.created)]))
     return [row for _, row in sorted(rows, key=lambda entry: entry[0])]
 
 
@@ -139,7 +139,7 @@ def describe_artifact(artifact: Artifact, rows: int) -> Iterator[str]:
     if manifest.files:
         yield "files"
         for file in manifest.files:
-            yield f"  {file.name:<40} {_bytes(file.size)}"
+            yield f"  {file.name:<40} {size(file.size)}"
     if manifest.columns:
         yield "schema"
         for column in manifest.columns:
@@ -167,6 +167,8 @@ def _tree(
     figures = []
     if plan.expected.rows is not None or plan.expected.planned is not None:
         figures.append(f"{plan.expected.rows or plan.expected.planned:,} {plan.expected.unit}")
+    if plan.expected.distinct is not None:
+        figures.append(f"{plan.expected.distinct:,} distinct prompts")
     if plan.expected.tokens:
         figures.append(f"{'' if plan.complete else '~'}{plan.expected.tokens:,} tokens")
     where = plan.artifact.folder if plan.artifact is not None else "(after its inputs)"
@@ -266,14 +268,6 @@ def short(value: Any) -> str:
 
 def _count(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    raise AssertionError
 
 
 def _when(seconds: float) -> str:

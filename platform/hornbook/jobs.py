@@ -87,7 +87,7 @@ def submit(
     require_one_version()
     store = job_store()
     checked = load_recipe(recipe, overrides)
-    with staged_code(_recipe_file(recipe)) as (folder, recipe_name):
+    with staged_code(_recipe_file(recipe), overrides) as (folder, recipe_name):
         code = code_digest(folder)
         fingerprint = hashlib.sha256(
             canonical_json({"recipe": dict(checked.source), "code": code}).encode()
@@ -148,10 +148,10 @@ def job_store() -> str:
 
 
 @contextmanager
-def staged_code(recipe: Path) -> Iterator[tuple[Path, str]]:
+def staged_code(recipe: Path, overrides: Sequence[str] = ()) -> Iterator[tuple[Path, str]]:
     """Copy the code and one recipe into a temporary folder laid out like the repository; yield it and the recipe's path.
 
-    Kinds that the recipe names by their file go along, with their templates.
+    Kinds that the recipe names by their file go along, with their templates, and files that settings name.
 
     Raises:
         RecipeError: such a file does not lie below the recipe's or the current folder, so that a job would not find it.
@@ -165,14 +165,16 @@ def staged_code(recipe: Path) -> Iterator[tuple[Path, str]]:
         shutil.copytree(_package_folder("hornbook"), folder / "platform" / "hornbook", ignore=ours)
         (folder / "recipes").mkdir()
         shutil.copy(recipe, folder / "recipes" / recipe.name)
-        for file, path in own_kinds(recipe).items():
+        kinds = {file: [path, *data_files(path)] for file, path in own_kinds(recipe).items()}
+        named = {file: [path] for file, path in named_files(recipe, overrides).items()}
+        for file, parts in {**kinds, **named}.items():
             if Path(file).is_absolute() or ".." in Path(file).parts:
                 raise RecipeError(
                     f"{recipe}: a job cannot take along {file}", "name it relative to the recipe's folder"
                 )
             target = folder / "recipes" / file
             target.parent.mkdir(parents=True, exist_ok=True)
-            for part in [path, *data_files(path)]:
+            for part in parts:
                 shutil.copy(part, target.parent)
         yield folder, f"recipes/{recipe.name}"
 
@@ -184,6 +186,14 @@ def own_kinds(recipe: Path) -> dict[str, Path]:
     stages = yaml.safe_load(recipe.read_text(encoding="utf-8")).get("stages", {})
     named = {str(stage.get("kind", "")).rpartition(":")[0] for stage in stages.values()}
     found = {file: own_file(file, recipe.parent) for file in named if file.endswith(".py")}
+    return {file: path for file, path in found.items() if path is not None}
+
+
+def named_files(recipe: Path, overrides: Sequence[str] = ()) -> dict[str, Path]:
+    """Return the files that settings of a recipe's stages name (`Stage.file_settings`): as named, and where they lie."""
+    stages = [entry.stage for entry in load_recipe(str(recipe), overrides).stages.values()]
+    named = [getattr(stage.settings, setting) for stage in stages for setting in stage.file_settings]
+    found = {file: own_file(file, recipe.parent) for file in named if file}
     return {file: path for file, path in found.items() if path is not None}
 
 

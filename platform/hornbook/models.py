@@ -124,6 +124,16 @@ def is_here(name: str) -> bool:
     return _cached_hub_folder(name) is not None
 
 
+def licence_of(name: str) -> str:
+    """Return a model's licence as its wheel or its card says, `unknown` where neither does; nothing is fetched for it."""
+    if _is_folder(name):
+        return _licence_of(Path(name).expanduser())
+    if name in EMBEDDED:
+        return EMBEDDED[name].licence
+    folder = _cached_hub_folder(name) if _is_hub_name(name) else None
+    return _licence_of(folder) if folder else "unknown"
+
+
 def known_models() -> list[tuple[EmbeddedModel, Path | None]]:
     """List the embedded models and where each is installed (None: it is not), for `hornbook doctor`."""
     return [(model, model.location()) for model in EMBEDDED.values()]

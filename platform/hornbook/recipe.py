@@ -175,6 +175,7 @@ def _stage(name: str, value: dict[str, Any], top: RecipeFile, where: str, folder
         stage = implementation(name, settings, top.seed)
     except TypeError as error:  # a user's kind that leaves out what it must say
         raise RecipeError(f"{place}.kind: {kind}: {error}") from None
+    stage.folder = folder
     try:
         stage.check()
     except RecipeError as error:

@@ -16,6 +16,7 @@ from typing import Any
 
 from hornbook.charts import Band, Series, histogram, line_chart, number, smoothed, thinned
 from hornbook.diversity_view import diversity
+from hornbook.foretold import foretold
 from hornbook.progress import duration
 from hornbook.run_view import (
     RunView,
@@ -78,6 +79,7 @@ def render_report(store: Store, run_id: str) -> str:
         generated=generated_samples(run.stages, SAMPLES),
         modelled=model_samples(run.stages, SAMPLES),
         timings=_timings(run, curves),
+        foretold=foretold(run),
         figures=[(stage, flat) for stage in run.stages if (flat := _flat(stage.metrics))],
         versions=mapping(run.record.get("versions")),
         recipe=_yaml(run.record.get("source")),

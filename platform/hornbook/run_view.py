@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from hornbook.artifact import Artifact, Manifest, sum_counts, sum_reasons
+from hornbook.corpus_sample import stored_bytes
 from hornbook.documents import FAN_OUT_BITS
 from hornbook.errors import StoreError
 from hornbook.events import read_events
@@ -102,6 +103,11 @@ class StageView:
             return self.manifest.counts
         return sum_counts(self.parts)
 
+    @property
+    def disk(self) -> float:
+        """Bytes that its parts take in the store."""
+        return float(sum(map(stored_bytes, self.parts)))
+
     @cached_property
     def reasons(self) -> Mapping[str, int]:
         """Rejects by reason."""
@@ -117,6 +123,8 @@ class RunView:
     record: Mapping[str, Any]
     stages: list[StageView]
     events: list[dict[str, Any]] = field(default_factory=list)
+    estimates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What `hornbook estimate` foretold, by stage."""
 
     @property
     def sources(self) -> list[StageView]:
@@ -141,7 +149,22 @@ def read_run(store: Store, run_id: str) -> RunView:
             stage.began, stage.ended = numeric(event.get("time")), None
         elif event.get("event") in ("stage-end", "stage-failed", "stage-stopped"):
             stage.ended = numeric(event.get("time"))
-    return RunView(record, stages, events)
+    return RunView(record, stages, events, read_estimate(store, str(record.get("recipe"))))
+
+
+def estimate_name(recipe: str) -> str:
+    """Return the store name of a recipe's estimate."""
+    return f"estimates/{recipe}.json"
+
+
+def read_estimate(store: Store, recipe: str) -> Mapping[str, Mapping[str, Any]]:
+    """Return the stages of a recipe's estimate (`hornbook estimate`) by name, as JSON values; none where there is none."""
+    name = estimate_name(recipe)
+    try:
+        value = store.read_json(name) if store.exists(name) else {}
+    except StoreError:
+        return {}
+    return {stage: mapping(entry) for stage, entry in mapping(mapping(value).get("stages")).items()}
 
 
 def read_curve(stage: StageView) -> list[dict[str, Any]]:

@@ -58,6 +58,8 @@ class Expected:
     unit: str = "rows"
     rows: int | None = None
     tokens: int | None = None
+    distinct: int | None = None
+    """Distinct prompts that there are for generated text."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,17 @@ class Stage(ABC):
         produces: what its artifact is.
         Settings: its settings model.
         inputs: the roles of its inputs.
+        file_settings: the settings that name a file of the user's, looked for as a kind's own file is; jobs take it along.
     """
 
     kind: ClassVar[str]
     produces: ClassVar[Produces]
     Settings: ClassVar[type[Settings]]
     inputs: ClassVar[Mapping[str, Input]] = {}
+    file_settings: ClassVar[tuple[str, ...]] = ()
+
+    folder: Path | None = None
+    """The recipe's folder, where files that settings name are looked for before the current one."""
 
     def __init__(self, name: str, settings: Any, seed: int) -> None:
         self.name = name

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from generators.overlap import content_words
 from generators.prompted import Parsed, Refused, to_last_sentence
 from generators.questions import MIN_ANSWER_WORDS, Questions, QuestionSettings
 from generators.stories import Stories, StorySettings
@@ -18,6 +19,7 @@ from generators.textbooks import Textbooks, TextbookSettings
 from hornbook.chat import chat_of
 from hornbook.engines.interface import Reply
 from hornbook.errors import RecipeError
+from hornbook.stage import Expected
 
 ECHO = {"kind": "echo"}
 
@@ -151,6 +153,7 @@ WORDS = st.lists(
     ),
 )
 def test_a_well_formed_pair_comes_through_whole(question: str, answer: str, layout: str) -> None:
+    assume(set(content_words(answer)) - set(content_words(question)))
     assume(not answer.casefold().startswith(question.rstrip("?").casefold()))
     stage = questions()
     parsed = stage.parse(None, layout.format(q=question, a=answer))  # type: ignore[arg-type]
@@ -169,6 +172,7 @@ def test_a_well_formed_pair_comes_through_whole(question: str, answer: str, layo
         ("Question: ice floats\nAnswer: Because it is lighter than water.", "no-question"),
         ("Question: Why does ice float?\nAnswer: It is lighter.", "short-answer"),
         ("Question: Why does ice float?\nAnswer: Question: Why?", "short-answer"),
+        ("Question: Why does the ice float?\nAnswer: The ice floats because it is floating.", "repeats-question"),
     ],
 )
 def test_other_answers_are_refused_with_a_reason(text: str, reason: str) -> None:
@@ -233,3 +237,9 @@ def test_an_answer_that_only_repeats_the_question_is_refused() -> None:
     with pytest.raises(Refused) as caught:
         questions().parse(None, "Question: Why does ice float on water?\nAnswer: Why does ice float on water?")  # type: ignore[arg-type]
     assert caught.value.reason == "repeats-question"
+
+
+def test_the_number_of_distinct_prompts_is_known_beforehand() -> None:
+    assert textbooks().expected({}).distinct == 49_000
+    assert textbooks(fields=["algebra"]).expected({}).distinct == 20 * len(textbooks(fields=["algebra"]).topics)
+    assert questions().expected({"documents": [Expected(rows=5)]}).distinct is None

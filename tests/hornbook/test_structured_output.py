@@ -181,6 +181,7 @@ def test_replies_that_violate_the_schema_fail_alone_and_are_not_repaired(endpoin
     assert [reply.finish_reason for reply in replies] == ["stop", "error", "error", "length"]
     assert "is not JSON" in replies[1].error and "at $.score: 6" in replies[2].error
     assert replies[3].text == GOOD[:20]
+    assert replies[2].text == GOOD.replace("3", "6"), "what it said is for people to see"
     assert len(endpoint.seen) == 4
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hornbook.engines.echo_json import example
 from hornbook.engines.interface import EngineSettings, Reply, Request, Sampling, failed
@@ -35,6 +36,7 @@ _PLACES = (
 _FIRST_HALVES = [f"{subject} {verb}" for subject in _SUBJECTS.split("|") for verb in _VERBS.split("|")]
 _SECOND_HALVES = [f"{thing} {place}." for thing in _OBJECTS.split("|") for place in _PLACES.split("|")]
 _MOST_SENTENCES = 15
+_QUOTED_WORD = re.compile(r'"([^\W_]{1,30})"')
 
 
 class EchoEngine:
@@ -83,7 +85,7 @@ class EchoEngine:
         dice = hashlib.blake2b(f"{request.seed}\n{prompt}".encode("utf-8", "replace"), digest_size=64).digest()
         if request.choices:
             return _choose(request.choices, dice, prompt_tokens)
-        text = example(request.schema, dice) if request.schema else _story(dice)
+        text = example(request.schema, dice) if request.schema else _story(dice) + _echoed(request.messages)
         words = text.count(" ") + 1
         limit = min(max_tokens, self.settings.max_model_len - prompt_tokens)
         if words > limit:
@@ -94,6 +96,12 @@ class EchoEngine:
 def _story(dice: bytes) -> str:
     sentences = 3 + dice[0] % (_MOST_SENTENCES - 2)
     return " ".join([f"{_FIRST_HALVES[dice[2 * n + 1]]} {_SECOND_HALVES[dice[2 * n + 2]]}" for n in range(sentences)])
+
+
+def _echoed(messages: Sequence[Mapping[str, str]]) -> str:
+    """Return a sentence of the words that a prompt puts in quotation marks: prompts ask for words in this way."""
+    words = _QUOTED_WORD.findall(messages[-1]["content"]) if messages else []
+    return f" They spoke of {', '.join(words)}." if words else ""
 
 
 def _choose(choices: tuple[str, ...], dice: bytes, prompt_tokens: int) -> Reply:

@@ -1,0 +1,45 @@
+"""What counts as a copy, as drawn from a text, as new to it."""
+
+from __future__ import annotations
+
+import pytest
+
+from generators.overlap import copied_share, copies_run, drawn_share, held_words, new_names, new_numbers
+
+SOURCE = (
+    "In 1903 the Wright brothers flew 120 feet near Kitty Hawk. Their plane, the Flyer, stayed up for 12.5 seconds."
+)
+
+
+def test_copies_are_measured_in_runs_of_words() -> None:
+    assert copied_share(SOURCE.upper(), SOURCE, 4) == 1
+    assert copied_share("A plane was in the air for a short time.", SOURCE, 4) == 0
+    assert copied_share("Too short", SOURCE, 4) == 0
+    assert copies_run("Yes: the Wright brothers flew, 120 feet!", SOURCE, 6) == "the wright brothers flew 120 feet"
+    assert copies_run("Yes: the Wright brothers flew, 120 feet!", SOURCE, 7) == ""
+
+
+def test_a_text_draws_on_another_by_its_content_words() -> None:
+    assert drawn_share("Two brothers were flying a plane", SOURCE) == pytest.approx(2 / 3)
+    assert drawn_share("Bananas grow slowly", SOURCE) == 0
+    assert drawn_share("It is so.", SOURCE) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers", "names"),
+    [
+        ("1. The Wrights flew in 1903.\n2. It took 12.5 seconds.", [], []),
+        ("They flew 1,200 feet in 1904.", ["1200", "1904"], []),
+        ("The brothers flew to Paris with Amelia's plane.", [], ["Paris", "Amelia's"]),
+        ("Main Idea: flying\nPlace | near Kitty Hawk", [], []),
+        ('"Bob," she said, "and I flew."', [], []),
+    ],
+)
+def test_numbers_and_names_that_are_new_are_found(text: str, numbers: list[str], names: list[str]) -> None:
+    assert new_numbers(text, SOURCE) == numbers
+    assert new_names(text, SOURCE) == names
+
+
+def test_inflections_of_a_word_count() -> None:
+    text = "The ponies begged, and the biggest one ran."
+    assert held_words(text, ["pony", "beg", "big", "run", "sleep", "on"]) == ["pony", "beg", "big", "run"]
