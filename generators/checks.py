@@ -26,6 +26,8 @@ LOOP_REPEATS = 3
 LONGEST_LOOP = 60
 MIN_LANGUAGE_BYTES = 60
 WRONG_LANGUAGE_PERCENT = 50
+SAME_SENTENCE_SHARE = 0.1
+SIGNS = b"+-/=<>%^_"
 
 
 class Refused(Exception):
@@ -47,7 +49,9 @@ class CheckSettings(Settings):
         12, ge=3, description="Words of one thing said three times or oftener in a row, from which a text is a loop."
     )
     same_sentence: int = Field(
-        4, ge=2, description="How often one sentence or line of four or more words may stand in a text."
+        4,
+        ge=2,
+        description="How often a sentence or line of four or more words may stand in a text that it is a tenth of.",
     )
     repeated_sentences: float = Field(
         0.3, gt=0, le=1, description="Largest share of a text's words in sentences or lines that occurred before."
@@ -78,13 +82,18 @@ def check_text(text: str, settings: CheckSettings, required: Sequence[str] = (),
     """
     if settings.refusal and (refusal := find_refusal(text)):
         raise Refused("refusal", refusal)
-    words = words_of(text)
+    words = _without_rules(text)
     if settings.missing_words and (missing := find_missing(text, words, required)):
         raise Refused("missing-words", missing)
     if settings.repetition and (repetition := find_repetition(text, words, settings)):
         raise Refused("repetition", repetition)
     if settings.language and language and (other := other_language(text, language)):
         raise Refused("wrong-language", f"{other}, not {language}")
+
+
+def _without_rules(text: str) -> list[bytes]:
+    """Return a text's words without the lines of tables and headings."""
+    return [word for word in words_of(text) if word.strip(SIGNS)]
 
 
 class NearDuplicateSieve:
@@ -191,12 +200,10 @@ def find_repetition(text: str, words: Sequence[bytes], settings: CheckSettings) 
     """Return what a text repeats, or an empty text: a loop at its end, sentences or lines, or sequences of words."""
     if loop := _loop_at_end(words, settings.loop_words):
         return f"ends in a loop: {_shown(loop)}"
-    sentences = [
-        tuple(found) for sentence in _SENTENCE_END.split(text) if len(found := words_of(sentence)) >= MIN_WORDS
-    ]
+    sentences = [tuple(found) for part in _SENTENCE_END.split(text) if len(found := _without_rules(part)) >= MIN_WORDS]
     if len(set(sentences)) < len(sentences):
         (commonest, times), *_ = (counts := Counter(sentences)).most_common(1)
-        if times > settings.same_sentence:
+        if times > settings.same_sentence and times * len(commonest) > SAME_SENTENCE_SHARE * len(words):
             return f"{times} times: {_shown(commonest)}"
         again = sum(len(sentence) * (times - 1) for sentence, times in counts.items())
         if again > settings.repeated_sentences * len(words):

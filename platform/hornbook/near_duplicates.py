@@ -114,6 +114,11 @@ class NearDuplicates:
         self._last: tuple[str, Signatures, Hashes] | None = None
         self._resize(min(window, FIRST_CAPACITY))
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that the index takes, in bytes; constant once `window` texts were added."""
+        return self._signatures.nbytes + self._labels.nbytes + self._newest.nbytes + self._earlier.nbytes
+
     def similar(self, text: str) -> tuple[int, float] | None:
         """Return label and estimated similarity of the most similar text remembered (the earliest of equals), or None."""
         signature, hashes = self._sketch(text)
@@ -193,7 +198,7 @@ class NearDuplicates:
 
         `_newest` and `_earlier` hold ordinals plus one, so that zero, which a fresh array holds, says none.
         """
-        bits = max(1, (2 * capacity - 1).bit_length())
+        bits = max(1, (capacity - 1).bit_length())
         bands = self.bands + 1
         signatures = np.zeros((capacity, SLOTS), np.uint8)
         labels = np.zeros(capacity, np.int64)

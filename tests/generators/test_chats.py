@@ -60,6 +60,8 @@ def test_a_conversation_becomes_a_chat_record(layout: str) -> None:
 def test_surplus_turns_and_a_question_without_an_answer_are_left_away() -> None:
     two = stage().parse(SourcedPrompt((), {"rounds": 2}, quoted=TEXT), CONVERSATION)
     assert len(two.meta["chat"]) == 4
+    lines = CONVERSATION.split("\n")
+    assert stage().parse(PROMPT, "\n".join([*lines[:4], *lines[:2]])).meta == two.meta, "the third round says the first"
     assert stage().parse(PROMPT, CONVERSATION + "\nUser: And then?").meta == stage().parse(PROMPT, CONVERSATION).meta
 
 

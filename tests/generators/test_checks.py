@@ -173,6 +173,11 @@ def test_repeated_sentences_and_lines_are_found_and_a_refrain_is_not() -> None:
     lines = [f"- The bear has a ball that is red and round.\n- Number {number} is nice." for number in range(6)]
     assert refused("\n".join(lines)) == "repetition"
     assert refused(STORY.replace(". ", ".\n") + "\n" + STORY) == "repetition"
+    sections = [" ".join(random.Random(number).choices(sorted(set(STORY.split())), k=100)) for number in range(6)]
+    readme = "\n".join(section + "\n\n    from letters import the_next_one\n" for section in sections)
+    assert refused(readme, language="") == ""
+    table = "| a | b | c |\n|---|---|---|\n" + "\n".join(f"| {row} | {row * 7} | {row * row} |" for row in range(9))
+    assert refused(table + "\n|----|----|----|----|----|----|----|----|----|----|----|----|----|----|\n") == ""
     assert refused("He ran and ran and ran. " + STORY) == ""
     assert refused(STORY + ' "No, no, no!" cried the bear. Ha, ha, ha, ha!') == ""
 
