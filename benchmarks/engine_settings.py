@@ -3,8 +3,8 @@ prompt.
 
 Each row of the table is one engine beside the reference engine; both are loaded once, answer the same prompts with the same
 seeds in turns, and begin each turn with an empty prefix cache. Prompts come as a stage sends them: parts of 16 rows, all in
-flight. Both engines have all cores; the one whose turn it is not sleeps. `textbooks` prompts (107 tokens) share 48 tokens
-with those of the same audience, `questions` (about 600) some 330 tokens of examples with all others.
+flight. Both engines have all cores; the one whose turn it is not sleeps. `textbooks` prompts (110 tokens) share 49 tokens with
+those for the same audience, `questions` (490) some 240 tokens of examples with those asked the same way.
 
     python benchmarks/engine_settings.py --only eager no-prefix-cache --json figures.json
 
@@ -23,9 +23,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from generators.prompted import PromptedStage, sampling_seed
+from generators.documents import SourceDocument
+from generators.prompted import PromptedStage
 from generators.questions import Questions, QuestionSettings
 from generators.textbooks import Textbooks, TextbookSettings
+from generators.writing import sampling_seed
 from hornbook.engines.interface import EngineSettings, Request, Sampling
 from hornbook.engines.vllm_engine import VLLMEngine
 from hornbook.errors import HornbookError
@@ -62,10 +64,10 @@ def stages(run: int) -> dict[str, PromptedStage]:
     topics = [text for text in pydoc_data.topics.topics.values() if len(text) > 400]
     questions = Questions("questions", QuestionSettings(per_document=1), run)
 
-    def document(row: int) -> tuple[str, bytes]:
-        return topics[(row + 37 * run) % len(topics)], b""
+    def source(row: int) -> tuple[SourceDocument, int]:
+        return SourceDocument(topics[(row + 37 * run) % len(topics)], b"", {}, {}), 0
 
-    questions._document = document  # type: ignore[method-assign] # Python's own reference, instead of an artifact
+    questions.source = source  # type: ignore[method-assign] # Python's own reference, instead of an artifact
     return {"textbooks": Textbooks("textbooks", TextbookSettings(rows=10_000), run), "questions": questions}
 
 

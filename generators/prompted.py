@@ -257,6 +257,15 @@ class PromptedStage(Stage):
         weights = [entry.weight for entry in self.settings.engines] or [1.0]
         return golden_choice(weights, row, self.seed)
 
+    @property
+    def diversity(self) -> DiversitySettings:
+        """The settings of diversity, with what the writers can do: one that cannot be kept from openings is asked."""
+        settings = self.settings.diversity
+        able = [engine.kind == "vllm" and engine.speculation == "none" for _, engine, _ in self.writers]
+        if all(able) or "decoding" not in settings.means or "prompt" in settings.means:
+            return settings
+        return settings.model_copy(update={"means": (*settings.means, "prompt")})
+
     def engines(self) -> dict[str, EngineSettings]:
         """Return every engine that the stage asks, by settings field."""
         return engines_of(self.settings)
@@ -315,9 +324,9 @@ class PromptedStage(Stage):
 
     def expected_of(self, rows: int) -> Expected:
         """Return what so many rows are expected to be."""
-        return Expected(
-            planned=rows, rows=rows, tokens=rows * min(self.expected_tokens, self.settings.sampling.max_tokens)
-        )
+        tokens = rows * min(self.expected_tokens, self.settings.sampling.max_tokens)
+        distinct = None if self.combinations is None else len(self.combinations)
+        return Expected(planned=rows, rows=rows, tokens=tokens, distinct=distinct)
 
     @cached_property
     def templates(self) -> dict[str, str]:

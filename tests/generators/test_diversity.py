@@ -113,6 +113,15 @@ def test_the_cells_of_stories_are_their_openings() -> None:
     assert set(cells.values()) == {2} and len(cells) == 8
 
 
+def test_a_model_behind_an_endpoint_is_asked_instead() -> None:
+    def means(**engine: Any) -> tuple[str, ...]:
+        return Stories("stories", StorySettings(rows=1, engine=engine), 0).diversity.means
+
+    assert means(kind="vllm") == ("decoding", "temperature")
+    assert means(kind="openai", base_url="http://x/v1") == ("decoding", "temperature", "prompt")
+    assert means(kind="vllm", speculation="ngram") == ("decoding", "temperature", "prompt")
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.text("ab c.", min_size=1, max_size=30), min_size=1, max_size=40))
 def test_figures_are_shares(texts: list[str]) -> None:
