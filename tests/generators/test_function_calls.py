@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ from hornbook.jobs import code_digest, staged_code
 from hornbook.pipeline import plan_recipe
 from hornbook.recipe import Recipe, load_recipe
 from hornbook.store import Store
-from hornbook.tool_calls import FORMS, canonical_calls, parse_calls, validate_calls
+from hornbook.tool_calls import FORMS, canonical_calls, parse_calls, render_calls, validate_calls
 from hornbook.tools import fits, to_droidcall
 
+ROOT = Path(__file__).parents[2]
 PHONE = (
     "set_alarm start_timer add_event call send_text send_email navigate take_photo set_volume set_brightness set_wifi "
     "set_bluetooth find_number add_contact write_note play_music search_web get_weather open_settings set_reminder "
@@ -413,7 +415,23 @@ def test_a_wrong_catalogue_is_refused_before_anything_runs(
     assert said in caught.value.message
 
 
-def test_the_recipe_that_ships_is_right() -> None:
-    stage = load_recipe("recipes/function_calls.yaml").stages["calls"].stage
+def test_the_recipe_that_ships_is_right_and_the_page_shows_its_prompt() -> None:
+    page = (ROOT / "docs" / "generators" / "function_calls.md").read_text(encoding="utf-8")
+    stage = load_recipe(str(ROOT / "recipes" / "function_calls.yaml")).stages["calls"].stage
     assert isinstance(stage, FunctionCalls)
-    assert len(stage.combinations) > 100_000
+    assert stage.prompt(126).messages[-1]["content"] in page
+    assert f"{len(calls().combinations):,} distinct prompts" in page
+
+
+def test_the_pages_catalogue_and_forms_are_right(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "generators" / "function_calls.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    own_recipe(tmp_path, shown, complex_share=0)
+    stage = calls()
+    made = [
+        {"id": 0, "name": "find_number", "arguments": {"name": "Ann"}},
+        {"id": 1, "name": "call", "arguments": {"number": "#0"}},
+    ]
+    for form in FORMS:
+        for line in render_calls(made, form, stage.catalogue).split("\n"):
+            assert f"`{line}`" in page
