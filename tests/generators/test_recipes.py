@@ -14,7 +14,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.mark.parametrize(
-    "name", ["tinystories", "textbooks", "story_instructions", "web_textbooks", "rewrites", "chats"]
+    "name", ["tinystories", "textbooks", "story-instructions", "web-textbooks", "rewrites", "chats"]
 )
 def test_a_recipe_is_right_and_plans_something(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(str(RECIPES / f"{name}.yaml"), ["engine.kind=echo"])
