@@ -55,6 +55,7 @@ def write(store: Store, arguments: argparse.Namespace, steer: bool) -> Artifact:
         "rows": arguments.rows,
         "max_features": 1,
         "lengths": ["any"],
+        "required_words": 0,
         "sampling": SAMPLING,
         "wave_rows": arguments.wave_rows,
         "diversity": {"steer": steer, "means": arguments.means},

@@ -66,6 +66,30 @@ EXAMPLES = (
     ),
 )
 """Shown before each request, as turns, each of three rounds; a row that asks for two sees them without the last."""
+BEGINNINGS = ("What", "Why", "How", "Can you")
+FIRST_QUESTIONS = (
+    (
+        "What sticks to the legs of a bee?",
+        "Why do bees visit flowers?",
+        "How do bees help flowers to make seeds?",
+        "Can you tell me what would happen without bees?",
+    ),
+    (
+        "What is a lever?",
+        "Why can a small push lift a heavy load?",
+        "How does a lever move when I push one end down?",
+        "Can you name two levers?",
+    ),
+)
+"""What a user asks about each of EXAMPLES, beginning in each of BEGINNINGS: shown where turns are asked for one by one. A small
+model that may begin as it likes asks the same again."""
+EXAMPLE_TURNS = frozenset(
+    frozenset(words(turn))
+    for turn in (
+        *(line.split(": ", 1)[1] for *_, conversation in EXAMPLES for line in conversation.split("\n")),
+        *(question for questions in FIRST_QUESTIONS for question in questions),
+    )
+)
 LABEL = re.compile(r"^[\s*_#>-]*(?P<role>user|assistant)[\s\d*_]*:[\s*_]*", re.IGNORECASE | re.MULTILINE)
 TURN_LABEL = re.compile(r"^[\W_]*(?:user|assistant|question|answer)[\s\d*_]*:[\s*_]*", re.IGNORECASE)
 ROLES = ("user", "assistant")
@@ -140,6 +164,7 @@ class Chats(DocumentStage):
             raise Refused("empty-document", "only white space")
         prompt = SourcedPrompt((), seeds, parents=(source.key,), quoted=quoted)
         if self.settings.calls == "each-turn":
+            prompt = replace(prompt, seeds={**seeds, "begins": row % len(BEGINNINGS)})
             return replace(prompt, messages=self._ask_question(prompt, ()))
         return replace(prompt, messages=(*self._examples(seeds["rounds"]), *self.ask(extract=quoted, **seeds)))
 
@@ -147,9 +172,14 @@ class Chats(DocumentStage):
         """Read the turns; more rounds than asked for are left away, fewer are kept from two on. Or read one turn."""
         if "turn" in prompt.seeds:
             return Parsed(one_turn(text, prompt.seeds["turn"]))
-        messages = turns(text)[: 2 * prompt.seeds["rounds"]]
-        for number in range(len(messages)):
-            self._check_turn(messages[: number + 1])
+        messages: list[Message] = []
+        for turn in turns(text)[: 2 * prompt.seeds["rounds"]]:
+            try:
+                self._check_turn([*messages, turn])
+            except Refused as refused:
+                messages = whole_rounds(messages, refused)
+                break
+            messages.append(turn)
         return self._conversation(prompt, messages)
 
     async def write(self, prompt: Prompt, ask: Ask) -> Parsed:
@@ -165,18 +195,18 @@ class Chats(DocumentStage):
                 said = self.accept(replace(prompt, seeds={**prompt.seeds, "turn": role}), reply).text
                 turn = Message(role=role, content=said)
                 self._check_turn([*messages, turn])
-            except Refused:
-                messages = messages[: len(messages) // 2 * 2]
-                if len(messages) < 2 * LEAST_ROUNDS:
-                    raise
+            except Refused as refused:
+                messages = whole_rounds(messages, refused)
                 break
             messages.append(turn)
         return self._conversation(prompt, messages)
 
     def _check_turn(self, messages: Sequence[Message]) -> None:
-        """Refuse the last turn if an earlier one said it, or if it is too short an answer."""
+        """Refuse the last turn if an earlier one or an example said it, or if it is too short an answer."""
         *earlier, last = messages
         own = frozenset(words(last["content"]))
+        if own in EXAMPLE_TURNS:
+            raise Refused("copies-example", last["content"][:200])
         for message in earlier:
             other = frozenset(words(message["content"]))
             if len(own & other) > SAME_WORDS * len(own | other):
@@ -193,17 +223,17 @@ class Chats(DocumentStage):
         return Parsed(plain_text(messages), chat_meta(messages))
 
     def _ask_question(self, prompt: Prompt, said: Sequence[Message]) -> Messages:
-        """Ask for the user's next question; the examples stand at the same point of their conversations."""
+        """Ask for the user's next question; each round of a conversation begins with another word."""
+        begins = (prompt.seeds["begins"] + len(said) // 2) % len(BEGINNINGS)
         found: list[dict[str, str]] = []
-        for text, persona, goal, conversation in EXAMPLES:
-            lines = conversation.split("\n")
-            before = min(len(said), len(lines) - 2)
-            asked = {"extract": text, "persona": persona, "goal": goal, "said": "\n".join(lines[:before])}
+        for (text, persona, goal, _), questions in zip(EXAMPLES, FIRST_QUESTIONS, strict=True):
+            asked = {"extract": text, "persona": persona, "goal": goal, "said": "", "begins": BEGINNINGS[begins]}
             found.append({"role": "user", "content": self.render("question", **asked)})
-            found.append({"role": "assistant", "content": lines[before].removeprefix("User: ")})
+            found.append({"role": "assistant", "content": questions[begins]})
         before_this = "\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in said)
         about = {"extract": self.quoted(prompt), "persona": prompt.seeds["persona"], "goal": prompt.seeds["goal"]}
-        return (*found, {"role": "user", "content": self.render("question", **about, said=before_this)})
+        last = self.render("question", **about, said=before_this, begins=BEGINNINGS[begins])
+        return (*found, {"role": "user", "content": last})
 
     def _ask_answer(self, prompt: Prompt, said: Sequence[Message]) -> Messages:
         """Ask for the answer to the last question: the document and the conversation, as the chat that it is."""
@@ -221,6 +251,14 @@ class Chats(DocumentStage):
             found += self.ask(extract=example, persona=persona, goal=goal, rounds=len(lines) // 2)
             found.append({"role": "assistant", "content": "\n".join(lines)})
         return found
+
+
+def whole_rounds(messages: list[Message], refused: Refused) -> list[Message]:
+    """Return the rounds before a turn that was refused. Raises that refusal where they are too few for a conversation."""
+    whole = messages[: len(messages) // 2 * 2]
+    if len(whole) < 2 * LEAST_ROUNDS:
+        raise refused
+    return whole
 
 
 def turns(text: str) -> list[Message]:
@@ -256,10 +294,10 @@ def one_turn(text: str, role: str) -> str:
     """Return a turn that was asked for alone: its first paragraph, without a label.
 
     Raises:
-        Refused: `unparsable` (nothing is left), or `no-question` (a user's turn that asks nothing).
+        Refused: `unparsable` (nothing is left, or an announcement), or `no-question` (a user's turn that asks nothing).
     """
     said = " ".join(TURN_LABEL.sub("", text.strip()).split("\n\n")[0].split()).strip(' *_#"')
-    if not said:
+    if not said or said.endswith(":"):  # "The answer is:", and what it is stands elsewhere
         raise Refused("unparsable", text[:200])
     if role == "user" and not said.endswith("?"):
         raise Refused("no-question", said[:200])

@@ -54,8 +54,8 @@ class DiversitySettings(Settings):
     )
     means: tuple[Literal["decoding", "prompt", "temperature", "cells"], ...] = Field(
         ("decoding", "temperature"),
-        description="How to steer. decoding: make common openings unlikely at the start of a reply (vllm only). prompt: "
-        "ask not to begin so. temperature: raise it in a collapsed cell. cells: rest a cell that stays collapsed, where "
+        description="How to steer. decoding: make common openings unlikely at the start of a reply (vllm; others are asked). "
+        "prompt: ask not to begin so. temperature: raise it in a collapsed cell. cells: rest a cell that stays collapsed, where "
         "`accepted` asks for other rows instead.",
     )
     temperature_step: float = Field(0.1, gt=0, description="How much hotter a collapsed cell becomes per wave.")

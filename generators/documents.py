@@ -28,6 +28,13 @@ from hornbook.stage import Expected, Input, StageContext
 
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+")
 PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*")
+IMAGE = re.compile(r"!\[[^\]\n]*\]\([^)\n]*\)|^\.\. image::.*(?:\n[ \t]+:.*)*$", re.MULTILINE)
+LINK = re.compile(r"\[([^\]\n]*)\]\([^)\n]*\)|`([^`<\n]+?)\s*<[^>\n]+>`__?")
+TAG = re.compile(
+    r"</?(?:a|b|br|center|details|div|em|h[1-6]|i|img|li|ol|p|picture|source|span|strong|sub|summary|sup|table|td|th|tr|ul)"
+    r"\b[^<>]*>|<!--.*?-->",
+    re.IGNORECASE | re.DOTALL,
+)
 CHARACTERS_PER_TOKEN = 4  # of English, for estimates only
 
 
@@ -244,6 +251,12 @@ def extract(text: str, characters: int) -> str:
         if ends:
             return head[: ends[-1]].rstrip()
     return head[:characters]
+
+
+def without_markup(text: str) -> str:
+    """Return a text without the images, link targets and tags of Markdown, reStructuredText and HTML."""
+    text = TAG.sub("", LINK.sub(lambda found: found[1] or found[2] or "", IMAGE.sub("", text)))
+    return re.sub(r"[ \t]+$", "", re.sub(r"\n[ \t]*\n\s*\n", "\n\n", text), flags=re.MULTILINE)
 
 
 def _closing(end: str) -> int:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from generators.call_plan import CallPlan, Combination, tool_combinations
+from generators.call_schema import reply_schema
 from generators.grounding import ungrounded
 from generators.prompted import Messages, Parsed, Prompt, PromptedStage, PromptSettings, Refused, Sieve
 from hornbook.chat import Message, chat_meta
@@ -34,9 +35,6 @@ LONGEST_LEARNED = 400
 """Characters of an accepted request with its calls that may become an example."""
 OPTIONAL_SHARE = 0.35
 SEED_EXAMPLES = 2
-LONGEST_VALUE = 100
-LONGEST_LIST = 4
-ENFORCED = ("type", "enum", "const", "anyOf", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems")
 
 
 class FunctionCallSettings(PromptSettings):
@@ -83,6 +81,7 @@ class FunctionCalls(PromptedStage):
     expected_tokens: ClassVar[int] = 60
     too_many_rows: ClassVar[str] = "ask for fewer rows or give a catalogue of more tools"
     cells: ClassVar[tuple[str, ...]] = ("style",)
+    language: ClassVar[str] = "en"
     file_settings: ClassVar[tuple[str, ...]] = ("catalogue",)
     Settings = FunctionCallSettings
     settings: FunctionCallSettings
@@ -177,7 +176,7 @@ class FunctionCalls(PromptedStage):
             "descriptions": _balanced(self.settings.descriptions, row, self.seed, "descriptions"),
             "listed": self._listed(plan.tools, dice),
         }
-        return Prompt((*turns, *asked), seeds, schema=json.dumps(self._schema(plan, arguments)))
+        return Prompt((*turns, *asked), seeds, schema=json.dumps(reply_schema(self.catalogue, plan, arguments)))
 
     def _arguments(self, plan: Combination, dice: random.Random) -> list[list[str]]:
         """Return the arguments that each call shall have: what it needs, what is a result, and some of the others."""
@@ -247,31 +246,6 @@ class FunctionCalls(PromptedStage):
         ]
         return self.ask(tools=tools, person=person, situation=situation, style=style)
 
-    def _schema(self, plan: Combination, arguments: Sequence[Sequence[str]]) -> dict[str, Any]:
-        """Return the JSON Schema of the reply: the request, and the planned calls with the planned arguments."""
-        linked = {(place, argument): f"#{source}" for place, argument, source in plan.links}
-        calls = []
-        for place, name in enumerate(plan.tools):
-            values = {
-                argument: {"const": linked[place, argument]}
-                if (place, argument) in linked
-                else enforceable(self.catalogue[name].arguments[argument])
-                for argument in arguments[place]
-            }
-            calls.append(_object({"name": {"const": name}, "arguments": _object(values)}))
-        return _object(
-            {
-                "query": {"type": "string", "minLength": 8, "maxLength": 240},
-                "calls": {
-                    "type": "array",
-                    "prefixItems": calls,
-                    "items": False,
-                    "minItems": len(calls),
-                    "maxItems": len(calls),
-                },
-            }
-        )
-
     # --- what becomes of an answer --------------------------------------------------------------------------------------
 
     def parse(self, prompt: Prompt, text: str) -> Parsed:
@@ -297,6 +271,10 @@ class FunctionCalls(PromptedStage):
         record = {"query": request, "tools": [tool.record() for tool in tools], "answers": answers}
         more = {"form": form, "descriptions": described, "mode": prompt.seeds["mode"]}
         return Parsed(f"{request}\n\n{written}", {**chat_meta(chat), **record, **more})
+
+    def check_text(self, prompt: Prompt, text: str) -> None:
+        """Check the request alone: calls repeat its words, as they must."""
+        super().check_text(prompt, text.partition("\n\n")[0])
 
     def _listed(self, called: Sequence[str], dice: random.Random) -> list[str]:
         """Return the names of the called tools and of distractors, in any order."""
@@ -356,32 +334,6 @@ class SimilarRequests:
     def add(self, text: str, meta: Mapping[str, Any]) -> None:
         """Remember an accepted request."""
         self._accepted.add(meta["query"])
-
-
-def enforceable(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the engine enforces of an argument's schema: shape, types, allowed values, bounds; the rest is checked after.
-
-    A text or a list without an end gets one, since small models may not find it.
-    """
-    kept: dict[str, Any] = {name: schema[name] for name in ENFORCED if name in schema}
-    if "anyOf" in kept:
-        kept["anyOf"] = [enforceable(branch) for branch in kept["anyOf"]]
-    if kept.get("type") == "string" and "enum" not in kept:
-        kept["minLength"] = max(1, kept.get("minLength", 1))
-        kept["maxLength"] = max(kept["minLength"], min(LONGEST_VALUE, kept.get("maxLength", LONGEST_VALUE)))
-    if kept.get("type") == "array":
-        kept["minItems"] = max(1, kept.get("minItems", 1))
-        kept["maxItems"] = max(kept["minItems"], min(LONGEST_LIST, kept.get("maxItems", LONGEST_LIST)))
-        if isinstance(schema.get("items"), dict):
-            kept["items"] = enforceable(schema["items"])
-    if kept.get("type") == "object":
-        values = {name: enforceable(part) for name, part in schema.get("properties", {}).items()}
-        kept |= {"properties": values, "required": list(schema.get("required", [])), "additionalProperties": False}
-    return kept
-
-
-def _object(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "properties": dict(values), "required": list(values), "additionalProperties": False}
 
 
 def _read(text: str) -> tuple[str, list[dict[str, Any]]]:

@@ -21,6 +21,8 @@ def inflections(word: str) -> frozenset[str]:
 
 def _regular(word: str) -> list[str]:
     """Return the forms with `-s`, `-ed`, `-ing` and, of adjectives, `-er`, `-est`, with the changes of spelling they bring."""
+    if len(word) < 3:
+        return [word + "s", word + "ing"]
     shape = word.replace("qu", "qw")
     before_vowel = [word]  # what -ing follows
     before_e = None  # what -ed, -er, -est follow, where that is something else
@@ -37,7 +39,7 @@ def _regular(word: str) -> list[str]:
         before_vowel = [word + "k"]  # picnic: picnicked
     elif word.endswith(("s", "x", "z", "ch", "sh", "o")):
         plural = word + "es"
-    elif len(word) > 2 and word[-1] not in VOWELS + "hwxy" and shape[-2] in VOWELS and shape[-3] not in VOWELS:
+    elif word[-1] not in VOWELS + "hwxy" and shape[-2] in VOWELS and shape[-3] not in VOWELS:
         doubled = word + word[-1]
         # beg: begged; of longer words the stress decides: open, opened; forbid, forbidding; travel, either.
         before_vowel = [doubled] if sum(letter in VOWELS for letter in shape) == 1 else [doubled, word]

@@ -7,6 +7,7 @@ asks the engine, `generators.sifting` compares rows with earlier ones, `generato
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -257,6 +258,15 @@ class PromptedStage(Stage):
         weights = [entry.weight for entry in self.settings.engines] or [1.0]
         return golden_choice(weights, row, self.seed)
 
+    @property
+    def diversity(self) -> DiversitySettings:
+        """The settings of diversity, with what the writers can do: one that cannot be kept from openings is asked."""
+        settings = self.settings.diversity
+        able = [engine.kind == "vllm" and engine.speculation == "none" for _, engine, _ in self.writers]
+        if all(able) or "decoding" not in settings.means or "prompt" in settings.means:
+            return settings
+        return settings.model_copy(update={"means": (*settings.means, "prompt")})
+
     def engines(self) -> dict[str, EngineSettings]:
         """Return every engine that the stage asks, by settings field."""
         return engines_of(self.settings)
@@ -315,9 +325,9 @@ class PromptedStage(Stage):
 
     def expected_of(self, rows: int) -> Expected:
         """Return what so many rows are expected to be."""
-        return Expected(
-            planned=rows, rows=rows, tokens=rows * min(self.expected_tokens, self.settings.sampling.max_tokens)
-        )
+        tokens = rows * min(self.expected_tokens, self.settings.sampling.max_tokens)
+        distinct = None if self.combinations is None else len(self.combinations)
+        return Expected(planned=rows, rows=rows, tokens=tokens, distinct=distinct)
 
     @cached_property
     def templates(self) -> dict[str, str]:
@@ -332,6 +342,17 @@ class PromptedStage(Stage):
             return {name: file.read_text(encoding="utf-8") for name, file in found.items() if file.exists()}
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"stages.{self.name}: a prompt of kind {self.kind!r} cannot be read: {error}") from None
+
+    def prompt_versions(self) -> dict[str, dict[str, str]]:
+        """Return the templates by file name: version (the first digits of their SHA-256) and text."""
+        stem = Path(str(sys.modules[type(self).__module__].__file__)).stem
+        return {
+            f"{stem}.{name}.jinja" if name else f"{stem}.jinja": {
+                "version": hashlib.sha256(text.encode()).hexdigest()[:12],
+                "text": text,
+            }
+            for name, text in self.templates.items()
+        }
 
     @cached_property
     def _compiled(self) -> dict[str, tuple[jinja2.Template, set[str]]]:

@@ -8,15 +8,16 @@ recipe names a judge, by asking it.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from generators.documents import DocumentPromptSettings, DocumentStage, SourcedPrompt
 from generators.overlap import LIST_MARK, copied_share, drawn_share, new_names, new_numbers
 from generators.prompted import Ask, Messages, Parsed, Prompt, Refused
-from hornbook.engines.interface import EngineSettings
+from hornbook.engines.interface import EngineSettings, Reply
 from hornbook.errors import RecipeError
 from hornbook.judge import ONE_TOKEN, Rubric, grade
 from hornbook.plan import derive_seed, permute
@@ -89,7 +90,7 @@ REWRITTEN: dict[Form, tuple[str, str]] = {
 """Shown before each request, as turns: without them a small model does not keep to the form, with one alone it copies it."""
 QUESTION = re.compile(r"^[\W_]*(?:Q|Question)[\s\d]*[*_]*[:.][*_]*[ \t]*(?P<text>.+)$", re.IGNORECASE | re.MULTILINE)
 ANSWER = re.compile(r"^[\W_]*(?:A|Answer)[\s\d]*[*_]*[:.][*_]*[ \t]*(?P<text>.+)$", re.IGNORECASE | re.MULTILINE)
-NOTE = re.compile(r"^[\s|*-]*[^\s|:][^|:\n]{0,60}?\s*[|:]\s*\S.*$")
+NOTE = re.compile(r"^[\s|*-]*[^\s|:][^|:\n]{0,60}?\s*[|:]\s*[^\s|][^|]*\|?$")
 ANSWERS = ("No", "Yes")
 FACTS = Rubric("facts", "", ANSWERS, (0.0, 1.0))
 COPIED_WORDS = 8
@@ -113,6 +114,9 @@ class RewriteSettings(DocumentPromptSettings):
     )
     most_copied: float = Field(
         0.7, ge=0, le=1, description="Largest share of its eight-word runs from the passage: else `copies-source`."
+    )
+    least_length: float = Field(
+        0.3, ge=0, le=1, description="Least length of a rewrite into prose, of the passage's words: else `too-short`."
     )
     new_names: int = Field(
         0,
@@ -177,11 +181,20 @@ class Rewrites(DocumentStage):
         seeds = {"form": form, "passage": source.passage, "passages": source.passages}
         return SourcedPrompt((*examples, *asked), seeds, parents=(source.key,), quoted=passage)
 
+    def accept(self, prompt: Prompt, reply: Reply) -> Parsed:
+        """As every kind, but a reply in lines that was cut is trimmed to its last whole line."""
+        cut = reply.finish_reason == "length" and self.settings.truncated == "trim"
+        if cut and prompt.seeds["form"] != "prose":
+            reply = replace(reply, text=reply.text[: reply.text.rfind("\n") + 1], finish_reason="stop")
+        return super().accept(prompt, reply)
+
     def parse(self, prompt: Prompt, text: str) -> Parsed:
         """Check the form, then what the rewrite says against the passage."""
         form: Form = prompt.seeds["form"]
         source = self.quoted(prompt)
         rewritten = shaped(form, text)
+        if form == "prose" and len(rewritten.split()) < self.settings.least_length * len(source.split()):
+            raise Refused("too-short", f"{len(rewritten.split())} words of {len(source.split())}")
         if (share := copied_share(rewritten, source, COPIED_WORDS)) > self.settings.most_copied:
             raise Refused("copies-source", f"{share:.0%} of its {COPIED_WORDS}-word runs")
         if (share := drawn_share(rewritten, source)) < self.settings.least_drawn:
@@ -211,18 +224,24 @@ class Rewrites(DocumentStage):
 
 
 def shaped(form: Form, text: str) -> str:
-    """Return a rewrite in its form, with what is said before and after it left away. Raises Refused (`wrong-form`)."""
+    """Return a rewrite in its form, with what is said before and after it left away, and all from a line on that was there.
+
+    Raises:
+        Refused: `wrong-form`, or `repeated-lines` where a line comes again before there are enough of them.
+    """
     if form == "prose":
         if len(LIST_MARK.findall(text)) > 2 or QUESTION.search(text):
             raise Refused("wrong-form", "a list, or questions, not prose")
         return text
     lines = _pairs(text) if form == "questions" else _lines(form, text)
+    firsts = [line.split("\n")[0] for line in lines]  # of a pair, its question
+    whole = next((number for number, line in enumerate(firsts) if line in firsts[:number]), len(lines))
     least = LEAST_LINES[form]
     if len(lines) < least:
         raise Refused("wrong-form", f"{len(lines)} {form} in the reply, at least {least} wanted")
-    firsts = [line.split("\n")[0] for line in lines]  # of a pair, its question
-    if len(set(firsts)) < len(firsts):
-        raise Refused("repeated-lines", next(line for line in firsts if firsts.count(line) > 1)[:200])
+    if whole < least:
+        raise Refused("repeated-lines", firsts[whole][:200])
+    lines = lines[:whole]
     return "\n".join(lines)
 
 
@@ -241,11 +260,12 @@ def _pairs(text: str) -> list[str]:
 
 def _lines(form: Form, text: str) -> list[str]:
     """Return the lines that are items of a list, or notes."""
-    lines: list[Any] = [line.strip() for line in text.split("\n")]
+    lines = [line.strip() for line in text.split("\n")]
     if form == "list":
         return [
             f"- {item}"
             for line in lines
             if (item := LIST_MARK.sub("", line)) != line and len(item.split()) >= ITEM_WORDS
         ]
-    return [LIST_MARK.sub("", line) for line in lines if NOTE.match(line)]
+    notes = [LIST_MARK.sub("", line) for line in lines if NOTE.match(line)]
+    return [note for note in notes if len(note.split()) >= ITEM_WORDS and any(map(str.isalpha, note))]

@@ -59,14 +59,14 @@ class Sifter:
     def conclude(self, units: PartRange, decisions: Mapping[str, Any]) -> Sifted:
         """Return what came of a wave that was sifted whole, and what the next one shall know."""
         wave, self.wave = self.wave, Wave()
-        settings = self.stage.settings
-        figures = wave.figures(settings.diversity)
+        settings = self.stage.diversity
+        figures = wave.figures(settings)
         learned: dict[str, Any] = {}
         if self.stage.learns:
             learned = dict(self.stage.learn(self._documents(units)))
-        if settings.diversity.steer:
-            heat = settings.sampling.temperature
-            learned["steer"] = steer_next(decisions.get("steer", {}), wave, figures, settings.diversity, heat)
+        if settings.steer:
+            heat = self.stage.settings.sampling.temperature
+            learned["steer"] = steer_next(decisions.get("steer", {}), wave, figures, settings, heat)
         return Sifted(self.accepted, figures, learned)
 
     def _parts(self, units: PartRange) -> Iterator[PartRange]:

@@ -71,7 +71,7 @@ class StoryInstructionSettings(DocumentPromptSettings):
         0.5, gt=0, le=1, description="So is one with more than this share of its four-word runs from the story."
     )
     least_drawn: float = Field(
-        0.3, ge=0, le=1, description="Least share of a summary's content words that the story holds: else `off-story`."
+        0.2, ge=0, le=1, description="Least share of a summary's content words that the story holds: else `off-story`."
     )
 
 
@@ -204,7 +204,8 @@ class _SameLinesSieve:
     reason = "near-duplicate"
 
     def __init__(self, settings: CheckSettings) -> None:
-        self._settings = settings
+        share = max(1, settings.remembered // len(SUBSETS))  # all sieves together remember what one may
+        self._settings = settings.model_copy(update={"remembered": share})
         self._sieves: dict[frozenset[str], NearDuplicateSieve] = {}
 
     def refuses(self, text: str, meta: Mapping[str, Any]) -> str:

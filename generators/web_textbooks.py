@@ -22,6 +22,7 @@ from generators.documents import (
     SourcedPrompt,
     cut_passages,
     extract,
+    without_markup,
 )
 from generators.overlap import copied_share, copies_run, drawn_share
 from generators.prompted import Parsed, Prompt, Refused
@@ -31,12 +32,17 @@ from hornbook.plan import Combinations, derive_seed
 TopicSource = Literal["meta", "heading", "path"]
 
 COPIED_WORDS = 8
+EXTRACT_WORDS = 20
 MENTION = re.compile(r"\b(?:the|this|that|your|above)\s+(?:\w+\s+)?(?:extract|excerpt)\b", re.IGNORECASE)
 TOPIC_CHARACTERS = range(3, 81)
-HEADING = re.compile(r"^(?:#{1,3}[ \t]+(?P<marked>.+?)[ \t#]*|(?P<lined>\S.*)\n(?:={4,}|-{4,})[ \t]*)$", re.MULTILINE)
-IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)|<[^>]*>")
-MARKUP = re.compile(r"\[(?P<label>[^\]]*)\]\([^)]*\)|[*`_#]+")
+TITLE = re.compile(r"^(?:#[ \t]+(?P<marked>.+?)[ \t#]*|(?P<lined>\S.*)\n={4,}[ \t]*)$", re.MULTILINE)
+HEADING = re.compile(r"^(?:##+[ \t]+(?P<marked>.+?)[ \t#]*|(?P<lined>\S.*)\n-{4,}[ \t]*)$", re.MULTILINE)
+MARKS = re.compile(r"[*`_#]+")
 PACKAGE = re.compile(r"-[\d.]+\w*\.dist-info$")
+EMPTY_HEADINGS = {
+    "about", "contents", "contributing", "features", "getting started", "install", "installation", "introduction", "license",
+    "overview", "quick start", "quickstart", "readme", "requirements", "sponsors", "table of contents", "usage",
+}  # fmt: skip
 EMPTY_NAMES = {"__init__", "__main__", "index", "readme", "metadata", "main", "utils", "test", "tests", "init"}
 
 
@@ -149,10 +155,15 @@ class WebTextbooks(DocumentStage):
     def _extract(self, text: str, variant: int) -> tuple[int, str]:
         """Return the number and the text of an extract: the `variant`-th passage that is prose. Raises Refused."""
         size = self.settings.extract_characters
+        text = without_markup(text)
         passages = [passage.strip() for passage in cut_passages(text, max(1, -(-len(text) // size)))]
-        prose = [number for number, passage in enumerate(passages) if letters(passage) >= self.settings.least_letters]
+        prose = [
+            number
+            for number, passage in enumerate(passages)
+            if len(passage.split()) >= EXTRACT_WORDS and letters(passage) >= self.settings.least_letters
+        ]
         if not prose:
-            raise Refused("no-prose", "no passage of the document is mostly letters")
+            raise Refused("no-prose", f"no passage of the document has {EXTRACT_WORDS} words and is mostly letters")
         number = prose[variant % len(prose)]
         return number, extract(passages[number], size)
 
@@ -162,8 +173,7 @@ class WebTextbooks(DocumentStage):
 
     def _topic_in(self, place: TopicSource, source: SourceDocument) -> str:
         if place == "heading":
-            found = HEADING.search(source.text)
-            return plain_topic((found["marked"] or found["lined"]) if found else "")
+            return heading_topic(source.text)
         if place == "path":
             return path_topic(source.meta)
         for held in (source.meta, source.seeds):
@@ -180,8 +190,18 @@ def letters(text: str) -> float:
 
 def plain_topic(text: str) -> str:
     """Return a title without markup; empty where it is too short or long to be a topic, or has no letters."""
-    topic = " ".join(MARKUP.sub(lambda found: found["label"] or "", IMAGE.sub("", text)).split()).strip(" .:-")
+    topic = " ".join(MARKS.sub("", without_markup(text)).split()).strip(" .:-")
     return topic if len(topic) in TOPIC_CHARACTERS and any(map(str.isalpha, topic)) else ""
+
+
+def heading_topic(text: str) -> str:
+    """Return the first heading of a text that names a topic, one of the highest level before others; empty without one."""
+    for pattern in (TITLE, HEADING):
+        for found in pattern.finditer(text):
+            topic = plain_topic(found["marked"] or found["lined"])
+            if topic and topic.casefold() not in EMPTY_HEADINGS:
+                return topic
+    return ""
 
 
 def path_topic(meta: Mapping[str, Any]) -> str:

@@ -275,6 +275,8 @@ def _engines_in(settings: Any) -> Iterator[tuple[str, str]]:
 def _prompts(artifact: Artifact, recipe: Mapping[str, Any], stage: str) -> tuple[list[tuple[str, str, str]], str]:
     """Return (file, digest, text) of the kind's templates, and a remark on whether they are those that made the text."""
     manifest = artifact.manifest
+    if kept := manifest.metrics.get("prompts"):
+        return [(name, prompt["version"], prompt["text"]) for name, prompt in kept.items()], "Kept with the corpus."
     kind = _kind(recipe, stage, manifest)
     try:
         found = stage_class(kind, stage, Path())

@@ -24,9 +24,10 @@ from typing import Literal
 
 import psutil
 
-from hornbook.errors import HornbookError
+from hornbook.errors import HornbookError, SandboxError
 from hornbook.machine import processors
 from hornbook.models import known_models
+from hornbook.sandbox import require_sandbox
 from hornbook.store import Store, open_store
 
 GIB = 1 << 30
@@ -68,6 +69,7 @@ def diagnose() -> list[Finding]:
         *_packages(bool(gpus)),
         *_engines(bool(gpus)),
         *_models(),
+        *_sandbox(),
         *_store(),
         *_ray(),
     ]
@@ -211,6 +213,14 @@ def _models() -> Iterator[Finding]:
             )
         else:
             yield Finding(f"model {model.name}", "ok", f"{model.requirement}, {model.licence}")
+
+
+def _sandbox() -> Iterator[Finding]:
+    try:
+        require_sandbox()
+        yield Finding("sandbox", "ok", "generated code can be confined and run")
+    except SandboxError as error:
+        yield Finding("sandbox", "note", f"{error.message}; only kinds that run code need it", error.cure)
 
 
 def _version(distribution: str) -> str | None:

@@ -167,6 +167,8 @@ def _tree(
     figures = []
     if plan.expected.rows is not None or plan.expected.planned is not None:
         figures.append(f"{plan.expected.rows or plan.expected.planned:,} {plan.expected.unit}")
+    if plan.expected.distinct is not None:
+        figures.append(f"{plan.expected.distinct:,} distinct prompts")
     if plan.expected.tokens:
         figures.append(f"{'' if plan.complete else '~'}{plan.expected.tokens:,} tokens")
     where = plan.artifact.folder if plan.artifact is not None else "(after its inputs)"

@@ -58,6 +58,8 @@ class Expected:
     unit: str = "rows"
     rows: int | None = None
     tokens: int | None = None
+    distinct: int | None = None
+    """Distinct prompts that there are for generated text."""
 
 
 @dataclass(frozen=True)

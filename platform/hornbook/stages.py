@@ -29,6 +29,7 @@ STAGES: dict[str, str] = {
     "code-textbooks": "generators.code_textbooks:CodeTextbooks",
     "function-calls": "generators.function_calls:FunctionCalls",
     "judge": "generators.judge:Judge",
+    "preferences": "generators.preferences:Preferences",
     "files": "classifiers.files:Files",
     "installed-python": "classifiers.installed_python:InstalledPython",
     "annotate": "classifiers.annotate:Annotate",

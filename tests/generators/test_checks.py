@@ -65,6 +65,8 @@ def test_a_refusal_of_the_model_is_refused(text: str) -> None:
         'Tom built a robot. "As an AI, I cannot eat cake," it said.',
         "I'm sorry, but I cannot come to your party, wrote Lily in her letter. She was sad.",
         "Nobody could help the bear. He cannot fulfil his dream, thought the owl.",
+        "Anna worked in a lab, as an AI researcher. She wrote down what she saw.",
+        "I am sorry, as a friend must be. I cannot undo what I did, and I do not sleep well.",
         "Artificial intelligence is a field of computer science. As an example, take a chess program.",
         STORY + ' "I cannot assist with that," said the duck.',
     ],
@@ -127,6 +129,8 @@ def test_words_count_within_hyphens_possessives_and_capitals() -> None:
     text = "The pony's bed was a wobbly-looking ICE-CREAM box."
     assert refused(text, required=("pony", "wobbly", "ice-cream", "cream", "Box")) == ""
     assert refused(text, required=("pony", "dog")) == "missing-words"
+    assert refused("At nine o’clock it rained. 小狗跑过小山。", required=("o'clock", "小狗"), language="") == ""
+    assert refused("At nine it rained. 小猫跑过小山。", required=("小狗",), language="") == "missing-words"
     assert refused(text, CheckSettings(missing_words=False), required=("dog",)) == ""
 
 
@@ -173,6 +177,11 @@ def test_repeated_sentences_and_lines_are_found_and_a_refrain_is_not() -> None:
     lines = [f"- The bear has a ball that is red and round.\n- Number {number} is nice." for number in range(6)]
     assert refused("\n".join(lines)) == "repetition"
     assert refused(STORY.replace(". ", ".\n") + "\n" + STORY) == "repetition"
+    sections = [" ".join(random.Random(number).choices(sorted(set(STORY.split())), k=100)) for number in range(6)]
+    readme = "\n".join(section + "\n\n    from letters import the_next_one\n" for section in sections)
+    assert refused(readme, language="") == ""
+    table = "| a | b | c |\n|---|---|---|\n" + "\n".join(f"| {row} | {row * 7} | {row * row} |" for row in range(9))
+    assert refused(table + "\n|----|----|----|----|----|----|----|----|----|----|----|----|----|----|\n") == ""
     assert refused("He ran and ran and ran. " + STORY) == ""
     assert refused(STORY + ' "No, no, no!" cried the bear. Ha, ha, ha, ha!') == ""
 

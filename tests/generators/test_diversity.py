@@ -47,7 +47,7 @@ def commonest(wave: Wave, name: str = EVERYWHERE) -> float:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_collapsed_opener_comes_down_and_stays_down(seed: int) -> None:
-    dice, wanted = random.Random(seed), DiversitySettings(steer=True, means=("decoding",))
+    dice, wanted = random.Random(seed), DiversitySettings(steer=True, means=("decoding",), embedded=0)
     steer: dict[str, Any] = {}
     shares = []
     for _ in range(8):
@@ -61,7 +61,10 @@ def test_a_collapsed_opener_comes_down_and_stays_down(seed: int) -> None:
 
 
 def test_a_cell_that_collapses_is_steered_alone() -> None:
-    dice, wanted = random.Random(1), DiversitySettings(steer=True, means=("decoding", "temperature", "prompt"))
+    dice, wanted = (
+        random.Random(1),
+        DiversitySettings(steer=True, means=("decoding", "temperature", "prompt"), embedded=0),
+    )
     wave = Wave()
     for number in range(400):
         wave.add(f"Opening{number} is new.", "rain")
@@ -78,7 +81,7 @@ def test_it_pushes_where_the_model_has_a_choice() -> None:
     for number in range(100):
         wave.add("Once upon a time." if number < 40 else f"Word{number} was there.", "")
         wave.add("The little girl ran." if number < 10 else f"The thing{number} ran.", "")
-    wanted = DiversitySettings(steer=True, means=("decoding",))
+    wanted = DiversitySettings(steer=True, means=("decoding",), embedded=0)
     avoid = dict(steer_next({}, wave, {}, wanted, 1.0)[EVERYWHERE]["avoid"])
     assert set(avoid) == {"Once", "The little"}  # not "Once upon a", which would leave "Once upon the"
 
@@ -108,6 +111,15 @@ def test_the_cells_of_stories_are_their_openings() -> None:
     stage = Stories("stories", StorySettings(rows=16, engine={"kind": "echo"}), 0)
     cells = Counter(cell_of(stage.cells, stage.prompt(row).seeds) for row in range(16))
     assert set(cells.values()) == {2} and len(cells) == 8
+
+
+def test_a_model_behind_an_endpoint_is_asked_instead() -> None:
+    def means(**engine: Any) -> tuple[str, ...]:
+        return Stories("stories", StorySettings(rows=1, engine=engine), 0).diversity.means
+
+    assert means(kind="vllm") == ("decoding", "temperature")
+    assert means(kind="openai", base_url="http://x/v1") == ("decoding", "temperature", "prompt")
+    assert means(kind="vllm", speculation="ngram") == ("decoding", "temperature", "prompt")
 
 
 @settings(deadline=None, max_examples=30)

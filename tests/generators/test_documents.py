@@ -10,7 +10,7 @@ from document_inputs import corpus, scores_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from generators.documents import DocumentReader, cut_passages, extract
+from generators.documents import DocumentReader, cut_passages, extract, without_markup
 from generators.questions import Questions, QuestionSettings
 from hornbook.errors import DataError, RecipeError
 from hornbook.scores import ScoreFilter
@@ -115,3 +115,18 @@ def test_an_extract_ends_with_a_paragraph_or_a_sentence() -> None:
     assert extract('She said "no." Then she went. And', 31) == 'She said "no." Then she went.'
     assert extract('She said "no." Then she', 20) == 'She said "no."'
     assert extract("no end of a sentence at all", 10) == "no end of"
+
+
+@pytest.mark.parametrize(
+    ("marked", "plain"),
+    [
+        ('<p align="center"><img src="x"></p>Text', "Text"),
+        ("[![badge](u)](v) [Docs](http://x.org) here", " Docs here"),
+        ("See `Requests <http://x.org>`_ and <!-- not\nthis --> that", "See Requests and  that"),
+        (".. image:: http://x.org\n   :alt: x\nText", "\nText"),
+        ("a < b > c, Dict<int>, x[1](2", "a < b > c, Dict<int>, x[1](2"),
+        ("One.\n\n\n\nTwo.", "One.\n\nTwo."),
+    ],
+)
+def test_markup_is_taken_away_and_text_is_not(marked: str, plain: str) -> None:
+    assert without_markup(marked) == plain

@@ -19,6 +19,7 @@ from generators.textbooks import Textbooks, TextbookSettings
 from hornbook.chat import chat_of
 from hornbook.engines.interface import Reply
 from hornbook.errors import RecipeError
+from hornbook.stage import Expected
 
 ECHO = {"kind": "echo"}
 
@@ -148,6 +149,7 @@ WORDS = st.lists(
             'Question: "{q}"\nAnswer: "{a}"',
             "**Question**\n{q}\n\n**Answer**\n{a}",
             "Question 1: {q}\nAnswer 1: {a}\n\nQuestion: What else? Answer: More of it.",
+            "Question: {q}\nAnswer: {a}\n\nThis answer shows how important it is.",
         ]
     ),
 )
@@ -236,3 +238,9 @@ def test_an_answer_that_only_repeats_the_question_is_refused() -> None:
     with pytest.raises(Refused) as caught:
         questions().parse(None, "Question: Why does ice float on water?\nAnswer: Why does ice float on water?")  # type: ignore[arg-type]
     assert caught.value.reason == "repeats-question"
+
+
+def test_the_number_of_distinct_prompts_is_known_beforehand() -> None:
+    assert textbooks().expected({}).distinct == 49_000
+    assert textbooks(fields=["algebra"]).expected({}).distinct == 20 * len(textbooks(fields=["algebra"]).topics)
+    assert questions().expected({"documents": [Expected(rows=5)]}).distinct is None

@@ -18,7 +18,7 @@ from hornbook.describe import describe_kind
 from hornbook.errors import RecipeError
 from hornbook.jobs import code_digest, staged_code
 from hornbook.pipeline import plan_recipe, run_recipe
-from hornbook.recipe import Recipe, load_recipe
+from hornbook.recipe import Recipe, check_recipe, load_recipe
 from hornbook.store import Store
 from hornbook.trace import trace_document
 
@@ -150,7 +150,10 @@ def test_what_fails_in_one_row_is_a_reject(tmp_path: Path, store: Store, ray_clu
 def test_the_documents_example_is_right(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "generators.md").read_text(encoding="utf-8")
     (python,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    (stages,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    several, stages = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    source = {"name": "several", "engine": {"kind": "echo"}, **yaml.safe_load(several)}
+    several_stage = check_recipe(source, "docs/generators.md").stages["stories"].stage
+    assert isinstance(several_stage, PromptedStage) and several_stage.learns
     (template,) = re.findall(r"`riddles.jinja`: `(.*?)`", page)
     (tmp_path / "riddles.py").write_text(python)
     (tmp_path / "riddles.jinja").write_text(template)
@@ -166,7 +169,7 @@ def test_the_documents_say_how_many_prompts_there_are() -> None:
     page = (Path(__file__).parents[2] / "docs" / "generators.md").read_text(encoding="utf-8")
     for kind, stage in (("stories", Stories), ("textbooks", Textbooks)):
         settings = stage.Settings(rows=1)
-        assert re.search(rf"\| `{kind}` \|.*\| {len(stage(kind, settings, 0).combinations):,} \|", page)
+        assert re.search(rf"\| \[`{kind}`\]\(.*\| {len(stage(kind, settings, 0).combinations):,} \|", page)
 
 
 def test_a_job_takes_the_file_and_its_template_along(tmp_path: Path) -> None:

@@ -63,10 +63,11 @@ def test_the_examples_are_what_is_asked_for(tmp_path: Path) -> None:
         ("notes", "Bees visit flowers.\nPollen sticks.\nSeeds grow.", "wrong-form"),
         ("questions", "Q: Why do bees visit flowers?\nQ: What sticks to legs?", "wrong-form"),
         ("prose", "- Bees drink nectar.\n- Pollen sticks.\n- Seeds are made.", "wrong-form"),
-        ("list", "- Bees drink nectar.\n- Pollen sticks.\n- Bees drink nectar.", "repeated-lines"),
+        ("list", "- Bees drink nectar.\n- Pollen sticks to legs.\n- Bees drink nectar.", "repeated-lines"),
         ("questions", "Q: Why?\nA: For nectar.\nQ: Why?\nA: For pollen.", "repeated-lines"),
+        ("prose", "Bees drink nectar from flowers.", "too-short"),
         ("prose", EXAMPLE, "copies-source"),
-        ("prose", "Rockets fly to distant planets with astronauts who explore craters.", "off-source"),
+        ("prose", "Rockets fly to distant planets with astronauts who explore craters. " * 2, "off-source"),
         ("list", "- Bees drink nectar.\n- Pollen sticks to legs.\n- Bees visit 3,000 flowers.", "invents-numbers"),
         ("list", "- Bees drink nectar.\n- Pollen sticks to legs.\n- Flowers in Holland need bees.", "invents-names"),
     ],
@@ -76,6 +77,7 @@ def test_other_rewrites_are_refused(tmp_path: Path, form: str, text: str, reason
 
 
 def test_a_form_is_read_in_its_variants() -> None:
+    assert shaped("list", "- a b c\n- d e f\n- g h i\n- d e f\n- a b c") == "- a b c\n- d e f\n- g h i"
     assert shaped(
         "list", "Here is the list:\n* one small thing\n2. another of them\n3) a third one\n- Summary:\n\nThat is all."
     ).split("\n") == [
@@ -92,6 +94,12 @@ def test_more_rows_of_a_passage_than_forms_are_refused() -> None:
     settings = RewriteSettings(engine={"kind": "echo"}, per_document=3, forms=["list", "prose"])  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="there are 2 forms"):
         Rewrites("r", settings, 0).check()
+
+
+def test_a_list_that_was_cut_ends_with_its_last_whole_line(tmp_path: Path) -> None:
+    notes = REWRITTEN["notes"][0]
+    made = stage(tmp_path, forms=["notes"], truncated="trim")
+    assert made.accept(made.prompt(0), Reply(f"{notes}\nfruit | many plan", "length")).text == notes
 
 
 class _Engine:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from document_inputs import corpus
 
+from generators.documents import without_markup
 from generators.prompted import Refused
-from generators.web_textbooks import WebTextbooks, WebTextbookSettings, path_topic, plain_topic
+from generators.web_textbooks import WebTextbooks, WebTextbookSettings, heading_topic, path_topic, plain_topic
 from hornbook.errors import RecipeError
 
 PARAGRAPH = (
@@ -31,7 +32,7 @@ def test_the_prompt_quotes_an_extract_and_names_the_topic_half_of_the_time(tmp_p
     for prompt in prompts:
         (message,) = prompt.messages
         quoted = prompt.quoted
-        assert quoted in TEXT and 100 < len(quoted) <= 1000 and quoted.endswith((".", "!", "?"))
+        assert quoted in without_markup(TEXT) and 100 < len(quoted) <= 1000 and quoted.endswith((".", "!", "?"))
         assert message["content"].startswith(quoted)
         assert ('about "All about honey"' in message["content"]) == prompt.seeds["named"] == bool(prompt.seeds["topic"])
         assert prompt.seeds["audience"] in message["content"] and len(prompt.parents) == 1
@@ -73,6 +74,20 @@ def test_topics_come_from_where_the_recipe_says(tmp_path: Path) -> None:
 )
 def test_a_path_gives_a_topic_in_words(path: str | None, topic: str) -> None:
     assert path_topic({"path": path}) == topic
+
+
+@pytest.mark.parametrize(
+    ("text", "topic"),
+    [
+        ("## Sponsors\n\nx\n\n# Bees\n", "Bees"),
+        ("Bees\n====\n\nUsage\n-----\n", "Bees"),
+        ("# Introduction\n\n## The hive\n", "The hive"),
+        ("Usage\n-----\n\nHow to keep bees\n----------------\n", "How to keep bees"),
+        ("No heading at all", ""),
+    ],
+)
+def test_the_heading_that_names_a_topic_is_found(text: str, topic: str) -> None:
+    assert heading_topic(text) == topic
 
 
 def test_titles_lose_their_markup() -> None:

@@ -25,7 +25,7 @@ def test_the_example_recipe_is_right() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", *[f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")]]
+    "page", ["README.md", "CONTRIBUTING.md", *[str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")]]
 )
 def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8")):

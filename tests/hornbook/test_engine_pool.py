@@ -151,7 +151,13 @@ def endpoint() -> Iterator[Endpoint]:
 def test_replicas_share_one_budget_and_a_killed_one_does_not_forget_it(endpoint: Endpoint, tmp_path: Path) -> None:
     log = tmp_path / "log"
     settings = EngineSettings(
-        kind="openai", base_url=endpoint.url, replicas=2, max_total_tokens=120, request_log=str(log)
+        kind="openai",
+        base_url=endpoint.url,
+        replicas=2,
+        max_total_tokens=120,
+        price_per_million_prompt_tokens=1_000,
+        price_per_million_completion_tokens=100_000,
+        request_log=str(log),
     )
     with EnginePool(settings) as pool:
         handle = pool.handle()
@@ -160,6 +166,7 @@ def test_replicas_share_one_budget_and_a_killed_one_does_not_forget_it(endpoint:
             os.kill(engine, signal.SIGKILL)
         with pytest.raises(EngineError, match="of max_total_tokens=120"):
             asyncio.run(generate_all(handle, batches(20, 1), max_tokens=30))
+        assert pool.stats().money == pytest.approx(9 * 0.307)
     assert len(endpoint.seen) == 9  # 90 are spent; a tenth request might take 32 more
 
 
@@ -220,7 +227,7 @@ def real_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def real_pool(ray_cluster: None, real_log: Path) -> EnginePool:  # type: ignore[misc]
-    with EnginePool(EngineSettings(max_model_len=256, request_log=str(real_log))) as pool:
+    with EnginePool(EngineSettings(max_model_len=256, request_log=str(real_log), prefix_order=True)) as pool:
         yield pool
 
 
@@ -276,7 +283,8 @@ def test_the_real_engine_writes_values_of_a_schema(real_pool: EnginePool) -> Non
     ("schema", "said"),
     [
         ('{"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 3}}}', r"stories/3 .*multipleOf"),
-        ('{"$ref": "#/$defs/nowhere"}', r"stories/3 .*Cannot find"),
+        ('{"$ref": "#/$defs/nowhere"}', "points at nothing"),
+        ('{"type": "string", "format": "rhyme"}', r"stories/3 .*rhyme"),
         ('{"type": "strin"}', "strin"),
     ],
 )
@@ -289,6 +297,17 @@ def test_the_real_engine_refuses_a_schema_it_cannot_enforce_and_lives(
             real_pool.handle().generate([replace(request("a", tag="stories/3"), schema=schema)], Sampling(max_tokens=4))
         )
     assert real_pool.stats().restarts == before
+
+
+@pytest.mark.slow
+def test_the_real_engine_takes_prompts_with_the_same_beginning_together(real_pool: EnginePool, real_log: Path) -> None:
+    handle = real_pool.handle()
+    asked = [request(f"{n % 2} is where this begins. " + "word " * n, n, tag=f"order/{n % 2}") for n in range(8)]
+    replies = asyncio.run(handle.generate(asked, Sampling(max_tokens=2)))
+    taken = [line.split()[1] for line in real_log.read_text().splitlines() if line.startswith("taken order/")]
+    assert taken == ["order/0"] * 4 + ["order/1"] * 4
+    lengths = [reply.prompt_tokens for reply in replies]
+    assert lengths == sorted(lengths) and len(set(lengths)) == 8  # the replies are in the order of the requests
 
 
 @pytest.mark.slow

@@ -165,12 +165,13 @@ def test_an_endpoint_that_stays_down_is_an_error_and_no_rows_failure(
     endpoint: Endpoint, misbehave: Callable[[BaseHTTPRequestHandler], None], said: str
 ) -> None:
     endpoint.behaviour = lambda number, handler: (
-        misbehave(handler) if endpoint.asked(number) == "down" else well(handler)
+        well(handler) if endpoint.asked(number) == "good" else misbehave(handler)
     )
     began = time.monotonic()
     with pytest.raises(EngineError, match=said) as raised:
-        ask(endpoint.engine(outage_seconds=0.6, timeout_seconds=0.2), [request("down"), request("good")])
+        ask(endpoint.engine(outage_seconds=0.6, timeout_seconds=0.2), [request("down", tag="tales/9"), request("good")])
     assert "goes on where it stood" in raised.value.cure
+    assert "tales/9" in raised.value.message
     assert time.monotonic() - began < 3
 
 

@@ -276,3 +276,10 @@ def test_a_recipe_that_must_run_code_says_so_before_anything_is_made(tmp_path: P
     assert "SandboxError: stages.exercises: exercises runs what the model writes: generated code cannot be" in said
     assert "cure: allow user namespaces" in said
     assert not list(tmp_path.rglob("*.parquet")) and not list(tmp_path.rglob("events*"))
+
+
+def test_the_doctor_says_whether_code_can_be_run() -> None:
+    code = "from hornbook.doctor import diagnose, healthy\nfor f in diagnose():\n    print(f) if f.what == 'sandbox' else 0"
+    assert "level='ok'" in without_privilege(code)
+    said = without_privilege(code, more_namespaces=False)
+    assert "level='note'" in said and "cannot get namespaces of its own" in said and "user.max_user_namespaces" in said

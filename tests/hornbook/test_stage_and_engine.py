@@ -57,7 +57,7 @@ def test_an_outage_stops_the_stage_and_a_rerun_makes_what_is_missing(
     endpoint.behaviour = story
     store = Store(str(tmp_path / "store"))
     plan = {"rows": 16, "part_rows": 2, "parts_in_flight": 2, "sampling": {"max_tokens": 30}}
-    plan["checks"] = {"near_duplicates": False}  # the endpoint says the same to all
+    plan |= {"checks": {"near_duplicates": False}, "required_words": 0}  # the endpoint says the same to all
     engine = {"kind": "openai", "base_url": endpoint.url, "outage_seconds": 0.2}
     budget = {"max_total_tokens": 200} if fault == "budget" else {}
     with pytest.raises(EngineError, match="goes on where it stood"):

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hornbook.engines.schema import parse_schema, violation
+from hornbook.engines.schema import parse_schema, referred, violation
 from hornbook.errors import EngineError
 
 _WORDS = (
@@ -102,7 +102,7 @@ class _Maker:
         for _ in range(_DEEPEST):
             if "$ref" in schema:
                 rest = {name: value for name, value in schema.items() if name != "$ref"}
-                schema = _merged([self._referred(schema["$ref"]), rest])
+                schema = _merged([referred(self._root, schema["$ref"]), rest])
             elif "allOf" in schema:
                 rest = {name: value for name, value in schema.items() if name != "allOf"}
                 schema = _merged([*schema["allOf"], rest])
@@ -112,18 +112,6 @@ class _Maker:
             else:
                 return schema
         raise _Unable("its references go round in a circle")
-
-    def _referred(self, reference: str) -> Any:
-        if not reference.startswith("#"):
-            raise _Unable(f"$ref {reference!r} points elsewhere")
-        found = self._root
-        for step in filter(None, reference[1:].split("/")):
-            step = step.replace("~1", "/").replace("~0", "~")
-            try:
-                found = found[int(step)] if isinstance(found, list) else found[step]
-            except (KeyError, IndexError, ValueError, TypeError):
-                raise _Unable(f"$ref {reference!r} points at nothing") from None
-        return found
 
     def _object(self, schema: Mapping[str, Any], depth: int) -> dict[str, Any]:
         properties = schema.get("properties", {})

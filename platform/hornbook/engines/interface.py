@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hornbook.errors import EngineError
 from hornbook.settings import Settings, runtime
@@ -65,6 +65,38 @@ class EngineSettings(Settings):
         None,
         description="torch.compile in vLLM; default: yes on GPU, no on CPU (a compiled CPU start costs a minute more).",
     )
+    max_num_batched_tokens: int | None = runtime(
+        None,
+        ge=16,
+        description="Tokens, of prompts read and replies written, in one step of vLLM; more reads prompts faster and makes "
+        "those who write wait. Default: vLLM's own on a GPU; on a CPU 2048 or max_model_len, whichever is more, and never "
+        "less than max_model_len: prompts are read whole there.",
+    )
+    prefix_caching: bool = runtime(
+        True,
+        description="Keep what was computed for a prompt and reuse it for prompts that begin with the same tokens (few-shot "
+        "examples, a rule for an audience), in whole blocks of kv_block_tokens.",
+    )
+    kv_block_tokens: int | None = runtime(
+        None,
+        ge=16,
+        multiple_of=16,
+        description="Tokens per block of the KV cache, the unit that prefix caching shares: prompts that share fewer share "
+        "nothing. Default: vLLM's own (128 on a CPU, 16 on most GPUs).",
+    )
+    prefix_order: bool = runtime(
+        False,
+        description="Submit the prompts of one call in the order of their texts, so that those with the same beginning "
+        "follow each other and meet in the cache before it is overwritten.",
+    )
+    speculation: Literal["none", "ngram", "suffix"] = runtime(
+        "none",
+        description="Guess several tokens at once and let the model check them: the same distribution of texts, other "
+        "samples. ngram guesses what followed the last words before; suffix also what followed them in earlier replies "
+        "(needs the package arctic-inference). Pays where replies repeat their prompt and the batch is small. vLLM then takes "
+        "no sampling.min_p and no end_bias (an error), and no custom logits processors: openings to avoid are ignored.",
+    )
+    speculative_tokens: int = runtime(4, ge=1, le=32, description="Most tokens to guess at once, with speculation.")
     gpu_memory_utilization: float = runtime(0.9, gt=0, le=1, description="Share of GPU memory that vLLM may take.")
     cpu_kv_cache_gib: int = runtime(1, ge=1, description="KV cache on a CPU engine, GiB.")
     max_restarts: int = runtime(
@@ -87,6 +119,18 @@ class EngineSettings(Settings):
         description="openai: tokens, prompt and reply, that one run may take with these engine settings, all stages and "
         "replicas together; 0 is no limit. When they are spent the stage stops.",
     )
+    price_per_million_prompt_tokens: float = runtime(
+        0.0, ge=0, description="openai: what a million prompt tokens cost, in your currency."
+    )
+    price_per_million_completion_tokens: float = runtime(
+        0.0, ge=0, description="openai: what a million tokens of replies cost, in the same currency."
+    )
+    max_money: float = runtime(
+        0.0,
+        ge=0,
+        description="openai: what one run may spend with these engine settings at the two prices above, all stages and "
+        "replicas together; 0 is no limit. When it is spent the stage stops; the same command goes on where it stood.",
+    )
     echo_tokens_per_second: float = runtime(
         0.0, ge=0, description="echo: pretend to write this fast per request; 0 is at once."
     )
@@ -94,6 +138,14 @@ class EngineSettings(Settings):
     request_log: str = runtime(
         "", description="Append one line per request taken and done to this file (proof of what was redone)."
     )
+
+    @model_validator(mode="after")
+    def _money_needs_prices(self) -> EngineSettings:
+        if self.max_money and not (self.price_per_million_prompt_tokens or self.price_per_million_completion_tokens):
+            raise ValueError(
+                "max_money counts nothing without price_per_million_prompt_tokens and price_per_million_completion_tokens"
+            )
+        return self
 
 
 def engines_of(settings: Any) -> dict[str, EngineSettings]:

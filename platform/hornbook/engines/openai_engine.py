@@ -2,7 +2,8 @@
 
 The world out there answers late, refuses, or sends garbage. What is wrong with one request (too long, filtered) fails that
 request alone. What is wrong with the endpoint is waited for, and then stops the stage: a rerun goes on where it stood,
-while rows that failed for an outage would stay failed. The key comes from an environment variable and goes nowhere but
+while rows that failed for an outage would stay failed. A request that always fails while others are answered is the row's
+own matter again, or else it would stop every run. The key comes from an environment variable and goes nowhere but
 into the request's header.
 """
 
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from hornbook.engines.budget import Account, OwnAccount, reserve
+from hornbook.engines.budget import NOTHING, Account, Cost, OwnAccount, cost, limits, reserve
 from hornbook.engines.interface import EngineSettings, Reply, Request, Sampling, failed
 from hornbook.engines.request_log import RequestLog
 from hornbook.engines.schema import parse_schema, violation
@@ -35,6 +36,13 @@ half at random so that clients spread out; more where the endpoint asks for it."
 
 ATTEMPTS_AT_A_TEXT = 3
 """Replies without a text that a request may get before it fails: that is the model's doing, not an outage."""
+
+ATTEMPTS_BESIDE_ANSWERS = 8
+FEWEST_ATTEMPTS_BESIDE_ANSWERS = 3
+"""Failed attempts (a status 5xx, silence, garbage) after which a request fails alone if others are answered meanwhile: some
+40 seconds of asking, so that no row is lost to one bad server among several; the fewest where `outage_seconds` is shorter."""
+
+_PROBE = Request(({"role": "user", "content": "Hi"},), seed=0)
 
 _ENDPOINTS_OWN = (402, 404, 405, 407)
 """Statuses 4xx that say the same to every request: asking again helps as little as failing one row."""
@@ -57,21 +65,24 @@ class _Retry(Exception):
 class _NoText(Exception):
     """The model's reply holds no text, but cost tokens."""
 
-    def __init__(self, reason: str, tokens: int) -> None:
+    def __init__(self, reason: str, prompt_tokens: int, completion_tokens: int) -> None:
         super().__init__(reason)
-        self.tokens = tokens
+        self.prompt_tokens, self.completion_tokens = prompt_tokens, completion_tokens
 
 
 class OpenAIEngine:
-    """Keeps at most `max_num_seqs` requests under way, within the rate limit and the token budget."""
+    """Keeps at most `max_num_seqs` requests under way, within the rate limit and the budget."""
 
     def __init__(self, settings: EngineSettings, account: Account | None = None) -> None:
         self.settings = settings
         self._account = account or OwnAccount()
         self._log = RequestLog(settings.request_log)
         self._slots = asyncio.Semaphore(settings.max_num_seqs)
+        self._limits = limits(settings)
+        self._counts = cost(settings, 1, 1).money > 0 or self._limits != NOTHING
         self._next_send = 0.0
-        self._last_answer = 0.0
+        self._last_answer = self._last_failed_probe = -math.inf
+        self._probing = asyncio.Lock()
         self._client: httpx.AsyncClient | None = None
 
     async def start(self) -> None:
@@ -112,38 +123,35 @@ class OpenAIEngine:
 
     async def _answer(self, request: Request, sampling: Sampling) -> Reply:
         async with self._slots:
-            limit = self.settings.max_total_tokens
-            reserved = _likely_tokens(request, sampling)
-            if limit:
-                await reserve(self._account, reserved, limit)
-            used = 0
+            reserved = _likely_cost(self.settings, request, sampling)
+            if self._counts:
+                await reserve(self._account, reserved, self._limits)
+            used = NOTHING
             try:
                 self._log.taken([request])
                 reply, used = await self._ask_until_answered(request, sampling)
             finally:
-                if limit:
+                if self._counts:
                     self._account.settle(reserved, used)
             self._log.done([request])
             return reply
 
-    async def _ask_until_answered(self, request: Request, sampling: Sampling) -> tuple[Reply, int]:
-        """Return the reply and the tokens that it took, replies without a text included."""
+    async def _ask_until_answered(self, request: Request, sampling: Sampling) -> tuple[Reply, Cost]:
+        """Return the reply and what it cost, replies without a text included."""
         body = _body(self.settings.model, request, sampling)
-        wasted, without_text, failures = 0, 0, 0
-        down_since = 0.0
+        wasted = NOTHING
+        without_text, failures = 0, 0
+        down_since, failed_before = 0.0, 0.0
         while True:
             await self._wait_for_turn()
             try:
-                async with asyncio.timeout(self.settings.timeout_seconds):
-                    reply = await self._ask(body, request)
+                reply = await self._attempt(body, request)
                 self._last_answer = time.monotonic()
-                return reply, wasted + reply.prompt_tokens + reply.completion_tokens
-            except TimeoutError:
-                retry = _Retry(f"no reply within {self.settings.timeout_seconds:g} s")
+                return reply, wasted + cost(self.settings, reply.prompt_tokens, reply.completion_tokens)
             except _Retry as error:
                 retry = error
             except _NoText as nothing:
-                wasted += nothing.tokens
+                wasted += cost(self.settings, nothing.prompt_tokens, nothing.completion_tokens)
                 without_text += 1
                 if without_text == ATTEMPTS_AT_A_TEXT:
                     return failed(f"{nothing} ({without_text} attempts)"), wasted
@@ -156,14 +164,42 @@ class OpenAIEngine:
             longest = min(LONGEST_WAIT, self.settings.outage_seconds / 4)
             wait = max(min(FIRST_WAIT * 2 ** min(failures, 20), longest) * random.uniform(0.5, 1.0), retry.after)
             failures += 1
-            if now + wait - down_since > self.settings.outage_seconds:
-                raise self._outage(retry, failures)
+            out_of_patience = now + wait - down_since > self.settings.outage_seconds
+            enough = FEWEST_ATTEMPTS_BESIDE_ANSWERS if out_of_patience else ATTEMPTS_BESIDE_ANSWERS
+            if not retry.busy and failures >= enough and await self._answers_others(since=failed_before):
+                return failed(f"{retry} ({failures} attempts, while the endpoint answers others)"), wasted
+            if out_of_patience:
+                raise self._outage(request, retry, failures)
+            failed_before = now
             await asyncio.sleep(wait)
 
-    def _outage(self, retry: _Retry, attempts: int) -> EngineError:
+    async def _attempt(self, body: dict[str, Any], request: Request) -> Reply:
+        try:
+            async with asyncio.timeout(self.settings.timeout_seconds):
+                return await self._ask(body, request)
+        except TimeoutError:
+            raise _Retry(f"no reply within {self.settings.timeout_seconds:g} s") from None
+
+    async def _answers_others(self, since: float) -> bool:
+        """Tell whether another prompt was answered since then; where nobody asked, ask one of two tokens."""
+        async with self._probing:
+            if self._last_answer < since and self._last_failed_probe < since:
+                try:
+                    probe = await self._attempt(_body(self.settings.model, _PROBE, Sampling(max_tokens=1)), _PROBE)
+                    self._account.settle(NOTHING, cost(self.settings, probe.prompt_tokens, probe.completion_tokens))
+                except _Retry:
+                    self._last_failed_probe = time.monotonic()
+                    return False
+                except _NoText as nothing:
+                    self._account.settle(NOTHING, cost(self.settings, nothing.prompt_tokens, nothing.completion_tokens))
+                self._last_answer = time.monotonic()
+            return self._last_answer >= since
+
+    def _outage(self, request: Request, retry: _Retry, attempts: int) -> EngineError:
         wants = f", wants to be left alone for {retry.after:.0f} s" if retry.after else ""
+        row = f" {request.tag}" if request.tag else ""
         return EngineError(
-            f"the endpoint {self.settings.base_url} does not answer: {retry}{wants} ({attempts} attempts)",
+            f"the endpoint {self.settings.base_url} does not answer{row}: {retry}{wants} ({attempts} attempts)",
             "run again when it does, it goes on where it stood; engine.outage_seconds says how long to wait for it, "
             "engine.timeout_seconds for one reply",
         )
@@ -213,10 +249,11 @@ class OpenAIEngine:
             raise _Retry(f"the reply makes no sense ({type(error).__name__}): {response.text[:80]!r}") from None
 
 
-def _likely_tokens(request: Request, sampling: Sampling) -> int:
-    """Guess a request's tokens generously, prompt at three characters a token, so that the budget holds."""
-    characters = sum(len(message["content"]) for message in request.messages)
-    return characters // 3 + (_TOKENS_OF_A_SHORT_ANSWER if request.choices else sampling.max_tokens)
+def _likely_cost(settings: EngineSettings, request: Request, sampling: Sampling) -> Cost:
+    """Guess a request's cost generously, prompt at three characters a token, so that the budget holds."""
+    characters = sum(len(message["content"]) for message in request.messages) + len(request.schema)
+    completion_tokens = _TOKENS_OF_A_SHORT_ANSWER if request.choices else sampling.max_tokens
+    return cost(settings, characters // 3, completion_tokens)
 
 
 def _body(model: str, request: Request, sampling: Sampling) -> dict[str, Any]:
@@ -265,7 +302,7 @@ def _reply(data: dict[str, Any], request: Request) -> Reply:
     prompt_tokens, completion_tokens = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
     if not isinstance(text, str):
         reason = choice.get("finish_reason")
-        raise _NoText(f"the reply has no text (finish reason {reason!r})", prompt_tokens + completion_tokens)
+        raise _NoText(f"the reply has no text (finish reason {reason!r})", prompt_tokens, completion_tokens)
     if request.choices:
         return _chosen(choice, text, request.choices, prompt_tokens, completion_tokens)
     reason = choice.get("finish_reason")

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hornbook.engines.budget import Budget, LedgerAccount, Verdict
+from hornbook.engines.budget import Budget, Cost, LedgerAccount, Verdict
 from hornbook.engines.choose import make_engine
 from hornbook.engines.interface import Engine, EngineDied, EngineSettings, Reply, Request, Sampling
 from hornbook.errors import HornbookError
@@ -33,7 +33,10 @@ Packed = list[tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class EngineStats:
-    """What the replicas of a pool have done so far; seconds are summed over replicas."""
+    """What the replicas of a pool have done so far; seconds are summed over replicas.
+
+    `money` is what was spent at the engine settings' prices, in their currency; 0 where they name none.
+    """
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -42,12 +45,13 @@ class EngineStats:
     restarts: int = 0
     in_flight: int = 0
     busy_seconds: float = 0.0
+    money: float = 0.0
 
 
 class Ledger:
     """Counts across restarts: a replica reports here what it did, because its own memory dies with it.
 
-    The token budget is here for the same reason, and because all replicas share it.
+    The budget is here for the same reason, and because all replicas share it.
     """
 
     def __init__(self) -> None:
@@ -62,11 +66,11 @@ class Ledger:
         self._in_flight[replica] = 0
         self._budget.abandon(replica)
 
-    def reserve(self, replica: int, tokens: int, limit: int) -> tuple[Verdict, int]:
-        """Reserve tokens of the budget for a replica's request; also return how many are spent."""
-        return self._budget.reserve(replica, tokens, limit), self._budget.spent
+    def reserve(self, replica: int, asked: Cost, limit: Cost) -> tuple[Verdict, Cost]:
+        """Reserve what a replica's request may cost; also return what is spent."""
+        return self._budget.reserve(replica, asked, limit), self._budget.spent
 
-    def settle(self, replica: int, reserved: int, used: int) -> None:
+    def settle(self, replica: int, reserved: Cost, used: Cost) -> None:
         """Replace a reservation by what its request used."""
         self._budget.settle(replica, reserved, used)
 
@@ -82,7 +86,9 @@ class Ledger:
     def stats(self) -> EngineStats:
         """Return the sums."""
         restarts = sum(starts - 1 for starts in self._starts.values())
-        return replace(self._total, restarts=restarts, in_flight=sum(self._in_flight.values()))
+        return replace(
+            self._total, restarts=restarts, in_flight=sum(self._in_flight.values()), money=self._budget.spent.money
+        )
 
 
 class Gate:

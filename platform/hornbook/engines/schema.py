@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hornbook.errors import EngineError
@@ -24,13 +25,43 @@ def parse_schema(text: str) -> Any:
     try:
         schema = json.loads(text)
         Draft202012Validator.check_schema(schema)
+        for reference in _references(schema):
+            referred(schema, reference)
     except (ValueError, RecursionError) as error:
         raise EngineError(f"a request's JSON Schema is not JSON: {error}", f"it begins {text[:80]!r}") from None
+    except LookupError as error:
+        raise EngineError(f"a request's JSON Schema: {error.args[0]}", "refer to a part of the schema itself") from None
     except SchemaError as error:
         raise EngineError(
             f"a request's JSON Schema is none: at {error.json_path}: {error.message}", f"it begins {text[:80]!r}"
         ) from None
     return schema
+
+
+def referred(root: Any, reference: str) -> Any:
+    """Return the part of a schema that `$ref` names, "#/$defs/tree" say. Raises LookupError; nothing is ever fetched."""
+    if not reference.startswith("#"):
+        raise LookupError(f"$ref {reference!r} points elsewhere")
+    found = root
+    for step in filter(None, reference[1:].split("/")):
+        step = step.replace("~1", "/").replace("~0", "~")
+        try:
+            found = found[int(step)] if isinstance(found, list) else found[step]
+        except (KeyError, IndexError, ValueError, TypeError):
+            raise LookupError(f"$ref {reference!r} points at nothing") from None
+    return found
+
+
+def _references(schema: Any) -> Iterator[str]:
+    if isinstance(schema, dict):
+        for name, value in schema.items():
+            if name in ("$ref", "$dynamicRef") and isinstance(value, str):
+                yield value
+            elif name not in ("const", "enum", "default", "examples"):
+                yield from _references(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from _references(value)
 
 
 def violation(text: str, schema: str) -> str:

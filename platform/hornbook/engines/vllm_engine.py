@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import itertools
 import json
 import math
@@ -58,8 +59,11 @@ class VLLMEngine:
                 arguments = AsyncEngineArgs(**engine_arguments(self.settings, str(folder)))
                 config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
                 runner = "V2" if config.use_v2_model_runner else ""
-                config.model_config.logits_processors = [f"{_PROCESSOR}{runner}"]
+                if config.speculative_config is None:
+                    config.model_config.logits_processors = [f"{_PROCESSOR}{runner}"]
                 self._engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+            except EngineError:
+                raise
             except Exception as error:
                 raise EngineError(
                     f"vLLM does not start with model {self.settings.model!r}: {self._stderr.reason() or error}",
@@ -70,18 +74,21 @@ class VLLMEngine:
     async def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
         """Answer `requests`; a prompt that leaves no room for a reply in `max_model_len` fails alone.
 
-        Raises EngineError for a JSON Schema that cannot be enforced, before any of them is sent.
+        Raises EngineError for a JSON Schema that cannot be enforced, and for sampling that speculation cannot do, before any
+        of them is sent.
         """
+        self._check_sampling(sampling)
         for request in requests:
             if request.schema and request.schema not in self._schemas:
                 await asyncio.to_thread(check_enforceable, request.schema, request.tag)
                 self._schemas.add(request.schema)
         prompts = await asyncio.to_thread(self._tokenize, requests)
-        return list(
-            await asyncio.gather(
-                *(self._answer(request, prompt, sampling) for request, prompt in zip(requests, prompts, strict=True))
-            )
-        )
+        order = list(range(len(requests)))
+        if self.settings.prefix_order:
+            order.sort(key=prompts.__getitem__)
+        # A task begins in the order of its making, so this is the order in which vLLM gets them.
+        replies = await asyncio.gather(*(self._answer(requests[n], prompts[n], sampling) for n in order))
+        return [reply for _, reply in sorted(zip(order, replies, strict=True), key=lambda numbered: numbered[0])]
 
     async def close(self) -> None:
         """Stop the engine core and wait for it."""
@@ -103,6 +110,13 @@ class VLLMEngine:
             return self._tokenizer(texts, add_special_tokens=False)["input_ids"]
         texts = ["\n\n".join(message["content"] for message in request.messages) for request in requests]
         return self._tokenizer(texts)["input_ids"]
+
+    def _check_sampling(self, sampling: Sampling) -> None:
+        if self.settings.speculation != "none" and (sampling.min_p or sampling.end_bias):
+            raise EngineError(
+                f"speculation: {self.settings.speculation} takes neither sampling.min_p nor sampling.end_bias (vLLM 0.32)",
+                "set both to 0, or engine.speculation: none",
+            )
 
     async def _answer(self, request: Request, prompt: list[int], sampling: Sampling) -> Reply:
         room = self.settings.max_model_len - len(prompt)
@@ -235,6 +249,23 @@ def _culprit(schema: Any, refused: Callable[[dict[str, Any]], bool]) -> str:
     return json.dumps(schema)[:200]
 
 
+def _speculation(settings: EngineSettings) -> dict[str, Any]:
+    """Return vLLM's speculative_config. Raises EngineError where suffix speculation lacks its package."""
+    if settings.speculation == "suffix":
+        if importlib.util.find_spec("arctic_inference") is None:
+            raise EngineError(
+                "speculation: suffix needs the package arctic-inference, which is not installed",
+                "pip install arctic-inference==0.1.1 where a C++ compiler and CMake are, or set engine.speculation: ngram",
+            )
+        return {"method": "suffix", "num_speculative_tokens": settings.speculative_tokens}
+    return {
+        "method": "ngram",
+        "num_speculative_tokens": settings.speculative_tokens,
+        "prompt_lookup_min": 2,
+        "prompt_lookup_max": 4,
+    }
+
+
 def set_environment(settings: EngineSettings) -> None:
     """Set what vLLM reads from the environment only, for this process and its children, before vLLM is imported."""
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # Where ChildStderr finds the reason of a death.
@@ -271,6 +302,7 @@ def engine_arguments(settings: EngineSettings, folder: str) -> dict[str, Any]:
         "max_num_seqs": settings.max_num_seqs,
         "tensor_parallel_size": settings.tensor_parallel,
         "enforce_eager": not (settings.compile if settings.compile is not None else not on_cpu),
+        "enable_prefix_caching": settings.prefix_caching,
         "worker_extension_cls": "hornbook.engines.lifeline.Lifeline",
         "disable_log_stats": True,
         "trust_remote_code": False,
@@ -284,9 +316,16 @@ def engine_arguments(settings: EngineSettings, folder: str) -> dict[str, Any]:
         # vLLM 0.32 rewinds a seeded request's random generator after each chunk of its prompt but the last, which
         # torch's CPU generator cannot do («CPU Generator does not use offset»): the engine would die. So no chunks.
         arguments["enable_chunked_prefill"] = False
-        arguments["max_num_batched_tokens"] = max(settings.max_model_len, _TOKENS_IN_A_CPU_STEP)
+        wanted = settings.max_num_batched_tokens or _TOKENS_IN_A_CPU_STEP
+        arguments["max_num_batched_tokens"] = max(settings.max_model_len, wanted)
     else:
         arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
+        if settings.max_num_batched_tokens:
+            arguments["max_num_batched_tokens"] = settings.max_num_batched_tokens
+    if settings.kv_block_tokens:
+        arguments["block_size"] = settings.kv_block_tokens
+    if settings.speculation != "none":
+        arguments["speculative_config"] = _speculation(settings)
     if settings.tensor_parallel > 1:
         arguments["distributed_executor_backend"] = "mp"
     return arguments

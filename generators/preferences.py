@@ -1,0 +1,213 @@
+"""Pairs of answers, one wanted and one not, for preference tuning (DPO) of the model in training.
+
+`data`: the wanted answer is the one of the chat document, or a stronger model's; the other one is written by an earlier
+checkpoint of the model in training, as Phi2-mini-Chinese does. `ranked`: the model answers several times and a judge picks the
+best and the worst. Pairs that are too alike teach nothing and are dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from generators.documents import DocumentPromptSettings, DocumentStage
+from generators.judge import grades_of, load_asking, rubric_identity
+from generators.prompted import Parsed, Prompt, Refused, to_last_sentence
+from generators.rubric import MEAN, Asking, NotGraded, Rubric
+from hornbook.artifact import Artifact
+from hornbook.chat import Message, chat_of, plain_text
+from hornbook.dice import CHARACTERS, ngram_dice
+from hornbook.engines.interface import EngineSettings, Reply, Sampling
+from hornbook.preference import DOCUMENT_KIND, Preference, preference_meta, preference_text
+from hornbook.stage import Input, StageContext, StageResult
+
+if TYPE_CHECKING:
+    from generators.prompted import Ask
+
+DATA = "data"
+MODEL = "model"  # folder within a model artifact
+
+
+class PreferenceSettings(DocumentPromptSettings):
+    """Settings of the kind `preferences`; one pair of each chat document."""
+
+    mode: Literal["data", "ranked"] = Field(
+        "data",
+        description="data: chosen from the document or `chosen_engine`, rejected from the model. ranked: both from the "
+        "model, the best and the worst of `candidates` by a judge.",
+    )
+    chosen_engine: EngineSettings | None = Field(
+        None, description="data: a stronger model that writes the chosen answer; default: the document's own."
+    )
+    most_similar: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="Largest similarity of the two answers, else `too-similar`: Dice coefficient of their character n-grams.",
+    )
+    ngram: int = Field(CHARACTERS, ge=1, le=10, description="Characters of an n-gram of that measure.")
+    candidates: int = Field(4, ge=2, le=64, description="ranked: answers asked for each prompt.")
+    judge: EngineSettings | None = Field(
+        None, description="ranked: who grades; default: the model itself, which is a poor judge of its own words."
+    )
+    rubric: str | Rubric = Field("answers", description="ranked: a rubric that ships, a path, or the rubric itself.")
+    score: str = Field(MEAN, description="ranked: the grade that counts, one criterion or the mean of all numbers.")
+    margin: float = Field(
+        1.0, ge=0, description="ranked: least difference between the best and the worst grade, else `small-margin`."
+    )
+    judge_sampling: Sampling = Field(Sampling(temperature=0.0, max_tokens=300), description="How the judge samples.")
+
+
+@dataclass(frozen=True)
+class PairPrompt(Prompt):
+    """A prompt with the answer that the document gives to it."""
+
+    answer: str = ""
+
+
+class Preferences(DocumentStage):
+    """Preference pairs from chat documents: a wanted answer and one of the model in training."""
+
+    kind: ClassVar[str] = "preferences"
+    document_kind: ClassVar[str] = DOCUMENT_KIND
+    expected_tokens: ClassVar[int] = 150
+    Settings = PreferenceSettings
+    settings: PreferenceSettings
+    inputs: ClassVar[Mapping[str, Input]] = {**DocumentStage.inputs, "model": Input("model", optional=True)}
+
+    @cached_property
+    def asking(self) -> Asking:
+        """How the judge is asked. Raises RecipeError where there is no such rubric."""
+        return load_asking(self.settings.rubric, f"stages.{self.name}.rubric", "first", 300)
+
+    def extra_identity(self) -> dict[str, str]:
+        """Return what a user's rubric file says."""
+        return rubric_identity(self.settings.rubric, self.asking) if self.settings.mode == "ranked" else {}
+
+    def check(self) -> None:
+        """Refuse a rubric that cannot be read, and a score that it does not give."""
+        super().check()
+        if self.settings.mode == "ranked":
+            self.asking.rubric.require_score(self.settings.score, f"stages.{self.name}.score")
+
+    def prompt(self, row: int) -> PairPrompt:
+        """Ask what the document's last answer answers."""
+        source, variant = self.source(row)
+        try:
+            chat = chat_of(json.dumps(source.meta))
+        except ValueError as error:
+            raise Refused("bad-chat", str(error)) from None
+        last = max(number for number, message in enumerate(chat) if message["role"] == "assistant")
+        if last == 0 or chat[last - 1]["role"] != "user":
+            raise Refused("bad-chat", f"turn {last}: the assistant answers nobody")
+        messages = tuple({"role": turn["role"], "content": turn["content"]} for turn in chat[:last])
+        seeds = {"answer": last, "variant": variant}
+        return PairPrompt(messages, seeds, (source.key,), answer=chat[last]["content"].strip())
+
+    async def write(self, prompt: Prompt, ask: Ask) -> Parsed:
+        """Have the pair written, and drop it if its answers are too alike."""
+        assert isinstance(prompt, PairPrompt)
+        make = self._ranked if self.settings.mode == "ranked" else self._paired
+        chosen, rejected, more = await make(prompt, ask)
+        return self._pair(prompt, chosen, rejected, more)
+
+    def check_text(self, prompt: Prompt, text: str) -> None:
+        """Look at nothing: of a pair only the chosen answer must be good, and `write` has looked at it."""
+
+    async def _paired(self, prompt: PairPrompt, ask: Ask) -> tuple[str, str, dict[str, Any]]:
+        stronger = self.settings.chosen_engine
+        calls = [ask(prompt.messages)]
+        if stronger is not None:
+            calls.append(ask(prompt.messages, engine="chosen_engine"))
+        replies = await asyncio.gather(*calls)
+        rejected = self._answer(replies[0], "rejected")
+        chosen = prompt.answer if stronger is None else self._answer(replies[1], "chosen")
+        return chosen, rejected, {"chosen_by": DATA if stronger is None else stronger.model}
+
+    async def _ranked(self, prompt: PairPrompt, ask: Ask) -> tuple[str, str, dict[str, Any]]:
+        """Return the best and the worst of the model's answers."""
+        replies = await asyncio.gather(*(ask(prompt.messages) for _ in range(self.settings.candidates)))
+        answers: dict[str, None] = {}
+        failed: list[str] = []
+        for reply in replies:
+            try:
+                answers[self._answer(reply, "candidate")] = None
+            except Refused as refused:
+                failed.append(refused.reason)
+        graded = await asyncio.gather(*(self._grade(prompt, answer, ask) for answer in answers))
+        scores = [(found, answer) for found, answer in zip(graded, answers, strict=True) if isinstance(found, float)]
+        failed += [found for found in graded if isinstance(found, str)]
+        if len(scores) < 2:
+            why = ", ".join(sorted(set(failed))) or "all are the same"
+            raise Refused("too-few-graded", f"{len(scores)} different answers of {len(replies)} have a grade: {why}")
+        best, worst = max(scores, key=lambda found: found[0]), min(scores, key=lambda found: found[0])
+        if best[0] - worst[0] < self.settings.margin or best is worst:
+            raise Refused("small-margin", f"grades from {worst[0]:g} to {best[0]:g}")
+        judge = self.settings.judge or self.settings.engine
+        grades = {"chosen": best[0], "rejected": worst[0], "all": sorted(found for found, _ in scores)}
+        return best[1], worst[1], {"chosen_by": judge.model, "grades": grades}
+
+    async def _grade(self, prompt: PairPrompt, answer: str, ask: Ask) -> float | str:
+        """Return an answer's grade, or the reason why there is none."""
+        conversation = plain_text([*_messages(prompt), Message(role="assistant", content=answer)])
+        reply = await ask(
+            self.asking.messages(conversation),
+            schema=self.asking.schema,
+            engine="judge" if self.settings.judge else "engine",
+            sampling=self.settings.judge_sampling,
+        )
+        try:
+            return grades_of(reply, self.asking).score(self.settings.score)
+        except NotGraded as error:
+            return error.reason
+
+    def _answer(self, reply: Reply, which: str) -> str:
+        """Return a reply as an answer. Raises Refused as `accept` does."""
+        text = reply.text.strip()
+        if reply.finish_reason == "error":
+            raise Refused("engine-error", f"{which}: {reply.error}")
+        if reply.finish_reason == "length" and self.settings.truncated == "reject":
+            raise Refused("truncated", f"{which}: cut after {reply.completion_tokens} tokens")
+        if reply.finish_reason == "length" and self.settings.truncated == "trim":
+            text = to_last_sentence(text)
+        if not text:
+            raise Refused("empty", which)
+        return text
+
+    def _pair(self, prompt: PairPrompt, chosen: str, rejected: str, more: Mapping[str, Any]) -> Parsed:
+        super().check_text(prompt, chosen)
+        similarity = ngram_dice(chosen, rejected, self.settings.ngram)
+        if similarity > self.settings.most_similar or chosen == rejected:
+            raise Refused("too-similar", f"Dice of {self.settings.ngram}-grams {similarity:.3f}")
+        preference = Preference(_messages(prompt), chosen, rejected)
+        meta = preference_meta(preference, mode=self.settings.mode, similarity=round(similarity, 4), **more)
+        return Parsed(preference_text(preference), meta)
+
+    def run(self, context: StageContext) -> StageResult:
+        """Write the pairs, with the model of the input `model` where there is one."""
+        model = context.optional_input("model")
+        if model is None:
+            return super().run(context)
+        settings = self.settings.model_copy(update={"engine": serving(self.settings.engine, model)})
+        return super(Preferences, type(self)(self.name, settings, self.seed)).run(context)
+
+
+def serving(engine: EngineSettings, model: Artifact) -> EngineSettings:
+    """Return an engine's settings with a model artifact of the recipe in place of its own model.
+
+    Its context bounds `max_model_len`: a small model in training has a short one.
+    """
+    config = json.loads(model.store.read(f"{model.folder}/{MODEL}/config.json"))
+    length = min(engine.max_model_len, int(config.get("max_position_embeddings", engine.max_model_len)))
+    place = model.store.describe(f"{model.folder}/{MODEL}", options=True)  # a replica elsewhere sees the store only
+    return engine.model_copy(update={"model": place, "max_model_len": length})
+
+
+def _messages(prompt: Prompt) -> tuple[Message, ...]:
+    return tuple(Message(role=turn["role"], content=turn["content"]) for turn in prompt.messages)
