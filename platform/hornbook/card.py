@@ -33,7 +33,7 @@ PLACEHOLDER = f"""{MARK}
 `hornbook push` is writing this data set. Until it has finished, shards are missing; run the same command again to go on.
 """
 MOST_FIGURES = 80
-SHOWN_APART = ("acceptance", "waves")
+SHOWN_APART = ("acceptance", "prompts", "waves")
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
          (10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"), (10**11, "10B<n<100B"),
          (10**12, "100B<n<1T"))  # fmt: skip

@@ -142,6 +142,14 @@ def test_the_card_is_valid_and_says_what_is_in_the_manifest(store: Store, tmp_pa
     assert [warning for warning in dataset_card(artifact, "stories", "x").warnings if "--license" in warning]
 
 
+def test_the_card_shows_the_prompts_that_the_corpus_kept(store: Store) -> None:
+    prompts = {"tales.jinja": {"version": "0123456789ab", "text": "Write a tale {{ now }}."}}
+    artifact = make(store, "tales", "stories", "documents", [stories(["A tale."])], metrics={"prompts": prompts})
+    text = dataset_card(artifact, "stories", "x").text
+    assert "`tales.jinja`, version 0123456789ab" in text
+    assert text.count("Write a tale {{ now }}.") == 1
+
+
 def test_no_text_breaks_out_of_the_card(store: Store) -> None:
     text = dataset_card(corpus(store), "stories", "x").text
     inside, closing = False, ""
