@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from judge_endpoint import JudgeEndpoint
 
-from generators.judge import Judge, is_chosen
+from generators.judge import Judge, columns, is_chosen
+from generators.judge_figures import judge_figures
 from hornbook.artifact import THRESHOLD, Artifact, finish_artifact
 from hornbook.documents import Document, content_key, document_id, documents_table
 from hornbook.errors import EngineError, RecipeError
-from hornbook.parts import PartContent, PartRange, commit_part
+from hornbook.parts import PartContent, PartRange, commit_part, same_ids
 from hornbook.recipe import check_recipe
 from hornbook.settings import validate
 from hornbook.store import Store
@@ -216,3 +218,30 @@ def test_a_rubric_file_is_part_of_what_is_made(tmp_path: Path) -> None:
     path.write_text(text.replace("Salty?", "Too salty?"))
     changed = check_recipe({"name": "x", "stages": stages}, "x").stages["grades"].stage
     assert changed.extra_identity() != before.extra_identity()
+
+
+@pytest.mark.parametrize(
+    ("grade", "said"),
+    [
+        (lambda number: 3, "100% of the scores lie between 3"),
+        (lambda number: number % 6, ""),
+        (lambda number: number // 5, r"goes with the documents' length"),
+    ],
+)
+def test_a_judge_that_tells_nothing_apart_or_measures_length_is_warned_of(
+    tmp_path: Path, grade: Any, said: str
+) -> None:
+    graded = Artifact(Store(str(tmp_path)), "artifacts/grades")
+    rubric = judge().asking.rubric
+    rows = [
+        {
+            "id": number, "key": bytes(16), "source": "s", "score": grade(number), "educational_value": grade(number),
+            "reason": "r", "characters": 10 * number, "judge": "j", "revision": "v",
+        }
+        for number in range(30)
+    ]  # fmt: skip
+    content = PartContent(pa.Table.from_pylist(rows, schema=columns(rubric)), unit_of=same_ids)
+    commit_part(graded.store, graded.folder, PartRange(0, 30), content)
+    figures = judge_figures(graded, rubric, "mean", None)
+    assert figures["graded"] == 30 and figures["kept"] == {}
+    assert bool(figures["warnings"]) == bool(said) and re.search(said, " ".join(figures["warnings"]))
