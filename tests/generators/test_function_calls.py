@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ from hornbook.jobs import code_digest, staged_code
 from hornbook.pipeline import plan_recipe
 from hornbook.recipe import Recipe, load_recipe
 from hornbook.store import Store
-from hornbook.tool_calls import FORMS, canonical_calls, parse_calls, validate_calls
+from hornbook.tool_calls import FORMS, canonical_calls, parse_calls, render_calls, validate_calls
 from hornbook.tools import fits, to_droidcall
 
+ROOT = Path(__file__).parents[2]
 PHONE = (
     "set_alarm start_timer add_event call send_text send_email navigate take_photo set_volume set_brightness set_wifi "
     "set_bluetooth find_number add_contact write_note play_music search_web get_weather open_settings set_reminder "
@@ -127,7 +129,7 @@ def test_the_plan_is_balanced_and_a_function_of_seed_and_row() -> None:
 
 
 def test_more_rows_than_distinct_prompts_are_refused() -> None:
-    small = {"tools": ["set_wifi", "call"], "complex_share": 0.0, "seed_rows": 0}
+    small: dict[str, Any] = {"tools": ["set_wifi", "call"], "complex_share": 0.0, "seed_rows": 0}
     distinct = len(calls(**small).combinations)
     assert distinct == 2 * 40 * 40 * 8
     calls(rows=distinct, **small).check()
@@ -228,7 +230,10 @@ def prompt_for(stage: FunctionCalls, tool: str, *arguments: str) -> Prompt:
 
 def test_the_schema_asks_for_the_planned_call_and_nothing_else() -> None:
     prompt = prompt_for(STAGE, "set_volume", "percent")
-    good = {"query": "Volume to 30 percent.", "calls": [{"name": "set_volume", "arguments": {"percent": 30}}]}
+    good: dict[str, Any] = {
+        "query": "Volume to 30 percent.",
+        "calls": [{"name": "set_volume", "arguments": {"percent": 30}}],
+    }
     assert violation(json.dumps(good), prompt.schema) == ""
     for wrong in ("call", 3):
         other = {**good, "calls": [{"name": wrong, "arguments": {"percent": 30}}]}
@@ -413,7 +418,23 @@ def test_a_wrong_catalogue_is_refused_before_anything_runs(
     assert said in caught.value.message
 
 
-def test_the_recipe_that_ships_is_right() -> None:
-    stage = load_recipe("recipes/function_calls.yaml").stages["calls"].stage
+def test_the_recipe_that_ships_is_right_and_the_page_shows_its_prompt() -> None:
+    page = (ROOT / "docs" / "generators" / "function_calls.md").read_text(encoding="utf-8")
+    stage = load_recipe(str(ROOT / "recipes" / "function_calls.yaml")).stages["calls"].stage
     assert isinstance(stage, FunctionCalls)
-    assert len(stage.combinations) > 100_000
+    assert stage.prompt(126).messages[-1]["content"] in page
+    assert f"{len(calls().combinations):,} distinct prompts" in page
+
+
+def test_the_pages_catalogue_and_forms_are_right(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "generators" / "function_calls.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    own_recipe(tmp_path, shown, complex_share=0)
+    stage = calls()
+    made = [
+        {"id": 0, "name": "find_number", "arguments": {"name": "Ann"}},
+        {"id": 1, "name": "call", "arguments": {"number": "#0"}},
+    ]
+    for form in FORMS:
+        for line in render_calls(made, form, stage.catalogue).split("\n"):
+            assert f"`{line}`" in page
