@@ -292,6 +292,7 @@ def test_a_text_of_another_shape_is_refused(text: str) -> None:
         ("Buy eggs", ("add_to_list", {"items": ["eggs", "milk"]}), ["add_to_list.items"]),
         ("Every weekday at 6", ("set_alarm", {"time": "6", "days": ["Monday", "Friday"]}), []),
         ("Wake me", ("set_alarm", {"time": "?"}), ["set_alarm.time"]),
+        ("Open the app of the bank", ("open_app", {"name": "app_of_the_bank"}), ["open_app.name"]),
     ],
 )
 def test_values_must_be_said(query: str, made: tuple[str, dict[str, Any]], loose: list[str]) -> None:
