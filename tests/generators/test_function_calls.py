@@ -423,7 +423,7 @@ def test_the_recipe_that_ships_is_right_and_the_page_shows_its_prompt() -> None:
     page = (ROOT / "docs" / "generators" / "function_calls.md").read_text(encoding="utf-8")
     stage = load_recipe(str(ROOT / "recipes" / "function_calls.yaml")).stages["calls"].stage
     assert isinstance(stage, FunctionCalls)
-    assert stage.prompt(126).messages[-1]["content"] in page
+    assert stage.prompt(110).messages[-1]["content"] in page
     assert f"{len(calls().combinations):,} distinct prompts" in page
 
 
