@@ -81,6 +81,7 @@ class FunctionCalls(PromptedStage):
     expected_tokens: ClassVar[int] = 60
     too_many_rows: ClassVar[str] = "ask for fewer rows or give a catalogue of more tools"
     cells: ClassVar[tuple[str, ...]] = ("style",)
+    language: ClassVar[str] = "en"
     file_settings: ClassVar[tuple[str, ...]] = ("catalogue",)
     Settings = FunctionCallSettings
     settings: FunctionCallSettings
@@ -270,6 +271,10 @@ class FunctionCalls(PromptedStage):
         record = {"query": request, "tools": [tool.record() for tool in tools], "answers": answers}
         more = {"form": form, "descriptions": described, "mode": prompt.seeds["mode"]}
         return Parsed(f"{request}\n\n{written}", {**chat_meta(chat), **record, **more})
+
+    def check_text(self, prompt: Prompt, text: str) -> None:
+        """Check the request alone: calls repeat its words, as they must."""
+        super().check_text(prompt, text.partition("\n\n")[0])
 
     def _listed(self, called: Sequence[str], dice: random.Random) -> list[str]:
         """Return the names of the called tools and of distractors, in any order."""

@@ -129,7 +129,7 @@ def test_the_plan_is_balanced_and_a_function_of_seed_and_row() -> None:
 
 
 def test_more_rows_than_distinct_prompts_are_refused() -> None:
-    small = {"tools": ["set_wifi", "call"], "complex_share": 0.0, "seed_rows": 0}
+    small: dict[str, Any] = {"tools": ["set_wifi", "call"], "complex_share": 0.0, "seed_rows": 0}
     distinct = len(calls(**small).combinations)
     assert distinct == 2 * 40 * 40 * 8
     calls(rows=distinct, **small).check()
@@ -230,7 +230,10 @@ def prompt_for(stage: FunctionCalls, tool: str, *arguments: str) -> Prompt:
 
 def test_the_schema_asks_for_the_planned_call_and_nothing_else() -> None:
     prompt = prompt_for(STAGE, "set_volume", "percent")
-    good = {"query": "Volume to 30 percent.", "calls": [{"name": "set_volume", "arguments": {"percent": 30}}]}
+    good: dict[str, Any] = {
+        "query": "Volume to 30 percent.",
+        "calls": [{"name": "set_volume", "arguments": {"percent": 30}}],
+    }
     assert violation(json.dumps(good), prompt.schema) == ""
     for wrong in ("call", 3):
         other = {**good, "calls": [{"name": wrong, "arguments": {"percent": 30}}]}

@@ -218,6 +218,8 @@ def test_a_changed_prompt_asks_again_for_the_rows_it_changes_alone(tmp_path: Pat
     texts = {row["id"]: row["text"] for row in documents(before)}
     same = [row for row in documents(after) if row["text"] == texts[row["id"]]]
     assert {planned_row(row["id"]) % 4 for row in same} == {0, 2, 3}
+    prompts = [artifact.manifest.metrics["prompts"]["notes.jinja"] for artifact in (before, after)]
+    assert prompts[0]["text"] == TEMPLATE and prompts[0]["version"] != prompts[1]["version"]
     assert {row["key"] for row in same} < {row["key"] for row in documents(before)}
 
 
