@@ -162,8 +162,9 @@ class FunctionCalls(PromptedStage):
         arguments = self._arguments(plan, dice)
         learned = self._learned(plan, dice, row)
         mode = "complex" if several else "self-instruct" if learned else "seed"
-        turns = [turn for known, entry in learned or self._given(plan, dice) for turn in self._turns(known, entry)]
-        asked = self._ask(self.catalogue, plan, arguments, person=person, situation=situation, style=style)
+        examples = learned or self._given(plan, dice)
+        turns = [turn for known, entry in examples for turn in self._turns(known, entry, dice)]
+        asked = self._ask(self.catalogue, plan, arguments, person, situation, style)
         seeds = {
             "mode": mode,
             "tools": list(plan.tools),
@@ -211,8 +212,8 @@ class FunctionCalls(PromptedStage):
         examples = dice.sample(tool.examples, min(SEED_EXAMPLES, len(tool.examples)))
         return [(self.catalogue, _entry(tool, example)) for example in examples]
 
-    def _turns(self, known: Catalogue, entry: Mapping[str, Any]) -> Messages:
-        """Return an example as it would have been asked and answered."""
+    def _turns(self, known: Catalogue, entry: Mapping[str, Any], dice: random.Random) -> Messages:
+        """Return an example as it would have been asked and answered; who spoke is not known, so anybody may have."""
         links = [
             (place, argument, int(value[1:]))
             for place, call in enumerate(entry["calls"])
@@ -220,7 +221,8 @@ class FunctionCalls(PromptedStage):
             if isinstance(value, str) and value.startswith("#")
         ]
         plan = Combination(tuple(call["name"] for call in entry["calls"]), tuple(links))
-        asked = self._ask(known, plan, [list(call["arguments"]) for call in entry["calls"]])
+        person, situation = (dice.choice(self.situations[name]) for name in ("people", "situations"))
+        asked = self._ask(known, plan, [list(call["arguments"]) for call in entry["calls"]], person, situation)
         return (*asked, {"role": "assistant", "content": json.dumps(dict(entry), ensure_ascii=False)})
 
     def _ask(
@@ -228,8 +230,8 @@ class FunctionCalls(PromptedStage):
         known: Catalogue,
         plan: Combination,
         arguments: Sequence[Sequence[str]],
-        person: str = "",
-        situation: str = "",
+        person: str,
+        situation: str,
         style: str = "",
     ) -> Messages:
         results = {(place, argument): plan.tools[source] for place, argument, source in plan.links}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hornbook.rouge import words_of
 from hornbook.tool_calls import Call, canonical_calls, referred
 from hornbook.tools import Catalogue
 
@@ -41,7 +41,7 @@ def ungrounded(request: str, calls: Sequence[Call], catalogue: Catalogue, share:
     or, below 100, in English words. Left alone are values equal to the default, results of other calls, true and false, and
     values from a list of allowed ones, for which there are many ways to say them.
     """
-    said = set(words_of(request))
+    said = set(_words(request))
     said |= {f"{tens} {one}" for tens in said.intersection(TENS) for one in said.intersection(ONES[1:10])}
     found = []
     for call in canonical_calls(calls, catalogue):
@@ -69,12 +69,17 @@ def _leaves(value: Any, schema: Mapping[str, Any]) -> Iterator[Any]:
 
 def _said(value: str | int | float, said: set[str], share: float) -> bool:
     if isinstance(value, str):
-        words = words_of(value)
+        words = _words(value)
         return sum(word in said for word in words) >= share * max(1, len(words))
     if share == 0 or _in_words(value) in said:
         return True
     number = int(value) if value == int(value) else value
-    return all(word in said for word in words_of(str(abs(number))))
+    return all(word in said for word in _words(str(abs(number))))
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of a text; `call_a_cab` is one word, which nobody says."""
+    return re.findall(r"\w+", text.casefold())
 
 
 def _in_words(number: float) -> str:

@@ -292,6 +292,7 @@ def test_a_text_of_another_shape_is_refused(text: str) -> None:
         ("Buy eggs", ("add_to_list", {"items": ["eggs", "milk"]}), ["add_to_list.items"]),
         ("Every weekday at 6", ("set_alarm", {"time": "6", "days": ["Monday", "Friday"]}), []),
         ("Wake me", ("set_alarm", {"time": "?"}), ["set_alarm.time"]),
+        ("Open the app of the bank", ("open_app", {"name": "app_of_the_bank"}), ["open_app.name"]),
     ],
 )
 def test_values_must_be_said(query: str, made: tuple[str, dict[str, Any]], loose: list[str]) -> None:
@@ -422,7 +423,7 @@ def test_the_recipe_that_ships_is_right_and_the_page_shows_its_prompt() -> None:
     page = (ROOT / "docs" / "generators" / "function_calls.md").read_text(encoding="utf-8")
     stage = load_recipe(str(ROOT / "recipes" / "function_calls.yaml")).stages["calls"].stage
     assert isinstance(stage, FunctionCalls)
-    assert stage.prompt(126).messages[-1]["content"] in page
+    assert stage.prompt(110).messages[-1]["content"] in page
     assert f"{len(calls().combinations):,} distinct prompts" in page
 
 

@@ -112,6 +112,7 @@ def test_a_pilot_ends_with_its_time_and_feeds_the_next_stage(tmp_path: Path, ray
     # 16 rows at a time, 4 a part: 100 would take some ten seconds
     stages = {name: {**stage, "parts_in_flight": 1} for name, stage in STAGES.items()}
     stages["textbooks"] = {"kind": "textbooks", "rows": 30_000, "parts_in_flight": 1}
+    stages["questions"]["rows"] = 4
     store = Store(str(tmp_path / "store"))
     found = run_pilot(recipe_file(tmp_path, stages, PACED), [], store, seconds=1, say=lambda line: None)
     assert set(found.pilots) == {"textbooks", "questions"}
