@@ -6,7 +6,7 @@ seeds in turns, and begin each turn with an empty prefix cache. Prompts come as 
 flight. Both engines have all cores; the one whose turn it is not sleeps. `textbooks` prompts (110 tokens) share 49 tokens with
 those for the same audience, `questions` (490) some 240 tokens of examples with those asked the same way.
 
-    python benchmarks/engine_settings.py --only eager no-prefix-cache --json figures.json
+    python benchmarks/engine_settings.py --only eager "no prefix cache" --json figures.json
 
 Rows are appended to the JSON file, so that the table can be made in several calls; without --only all rows are run.
 """
@@ -19,9 +19,12 @@ import json
 import pydoc_data.topics
 import statistics
 import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import psutil
 
 from generators.documents import SourceDocument
 from generators.prompted import PromptedStage
@@ -32,6 +35,7 @@ from hornbook.engines.interface import EngineSettings, Request, Sampling
 from hornbook.engines.vllm_engine import VLLMEngine
 from hornbook.errors import HornbookError
 
+WARM_UP = 16
 REFERENCE: dict[str, Any] = {"compile": True, "prefix_caching": True, "max_model_len": 1024}
 ROWS: dict[str, dict[str, Any]] = {
     "reference again": {},
@@ -55,7 +59,7 @@ AVOIDED = tuple(
 )
 """What the requests of the row "openings avoided" carry: the engine is the reference's own."""
 OF_THE_REFERENCE_ENGINE = ("prefix order", "openings avoided")
-MAX_TOKENS = {"textbooks": 100, "questions": 60}
+MAX_TOKENS = {"questions": 60, "textbooks": 100}
 PART = 16
 
 
@@ -77,18 +81,32 @@ def prompts(kind: str, count: int, run: int) -> list[Request]:
     return [Request(stage.prompt(row).messages, sampling_seed(stage, row), tag=f"{kind}/{row}") for row in range(count)]
 
 
-async def measure(engine: VLLMEngine, settings: EngineSettings, kind: str, requests: list[Request]) -> float:
-    """Answer all requests from an empty cache; return tokens/s."""
+class Rate(NamedTuple):
+    """Tokens per second of the clock, and per processor-second: the latter holds on a machine that does other things, too."""
+
+    clock: float
+    processor: float
+
+
+async def measure(engine: VLLMEngine, settings: EngineSettings, kind: str, requests: list[Request]) -> Rate:
+    """Answer all requests from an empty cache."""
     assert engine._engine is not None
     engine.settings = settings  # the order of prompts needs no engine of its own
     await engine._engine.reset_prefix_cache()
     sampling = Sampling(temperature=0.8, max_tokens=MAX_TOKENS[kind])
-    began = time.monotonic()
+    began, spent = time.monotonic(), processor_seconds()
     parts = [engine.generate(requests[first : first + PART], sampling) for first in range(0, len(requests), PART)]
     replies = [reply for part in await asyncio.gather(*parts) for reply in part]
-    seconds = time.monotonic() - began
+    seconds, spent = time.monotonic() - began, processor_seconds() - spent
     assert not any(reply.error for reply in replies), next(reply.error for reply in replies if reply.error)
-    return sum(reply.completion_tokens for reply in replies) / seconds
+    tokens = sum(reply.completion_tokens for reply in replies)
+    return Rate(tokens / seconds, tokens / spent)
+
+
+def processor_seconds() -> float:
+    """Return what this process and all below it have spent; an engine that sleeps adds next to nothing."""
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 async def started(settings: EngineSettings) -> tuple[VLLMEngine, float]:
@@ -98,37 +116,38 @@ async def started(settings: EngineSettings) -> tuple[VLLMEngine, float]:
     await engine.start()
     seconds = time.monotonic() - began
     for kind in MAX_TOKENS:
-        await measure(engine, settings, kind, prompts(kind, 8, run=1000))
+        await measure(engine, settings, kind, prompts(kind, WARM_UP, run=1000))
     return engine, seconds
 
 
-async def compare(name: str, reference: VLLMEngine, kinds: list[str], count: int, pairs: int) -> dict[str, Any]:
-    """Run one row beside the reference."""
+async def compare(
+    name: str, reference: VLLMEngine, kinds: list[str], count: int, pairs: int
+) -> AsyncIterator[dict[str, Any]]:
+    """Run one row beside the reference; give its figures for each kind when they are there."""
     plain, changed = EngineSettings(**REFERENCE), EngineSettings(**{**REFERENCE, **ROWS[name]})
     ours, seconds = (reference, 0.0) if name in OF_THE_REFERENCE_ENGINE else await started(changed)
-    row: dict[str, Any] = {"name": name, "start_seconds": round(seconds, 1)}
     sides = {"reference": (reference, plain), "ours": (ours, changed)}
     try:
         for kind in kinds:
-            rates: dict[str, list[float]] = {"reference": [], "ours": []}
+            rates: dict[str, list[Rate]] = {"reference": [], "ours": []}
             for pair in range(pairs):
                 requests = prompts(kind, max(count, changed.max_num_seqs), pair)
                 for side in sides if pair % 2 == 0 else reversed(sides):
                     avoid = AVOIDED if (name, side) == ("openings avoided", "ours") else ()
                     asked = [replace(request, avoid=avoid) for request in requests]
                     rates[side].append(await measure(*sides[side], kind, asked))
-            ratios = [b / a for a, b in zip(rates["reference"], rates["ours"], strict=True)]
-            row[kind] = {
-                "reference": round(statistics.median(rates["reference"]), 1),
-                "ours": round(statistics.median(rates["ours"]), 1),
-                "ratio": round(statistics.median(ratios), 3),
-                "ratios": [round(ratio, 3) for ratio in ratios],
+            both = list(zip(rates["reference"], rates["ours"], strict=True))
+            figures = {
+                "reference": round(statistics.median(rate.clock for rate in rates["reference"]), 1),
+                "ours": round(statistics.median(rate.clock for rate in rates["ours"]), 1),
+                "ratio": round(statistics.median(b.clock / a.clock for a, b in both), 3),
+                "ratio_per_processor_second": round(statistics.median(b.processor / a.processor for a, b in both), 3),
+                "pairs": [[*a, *b] for a, b in both],
             }
-            print(f"{name}, {kind}: {row[kind]}", flush=True)
+            yield {"name": name, "start_seconds": round(seconds, 1), kind: figures}
     finally:
         if ours is not reference:
             await ours.close()
-    return row
 
 
 async def run(names: list[str], kinds: list[str], count: int, pairs: int, seconds_to_begin: float, file: Path) -> None:
@@ -141,13 +160,15 @@ async def run(names: list[str], kinds: list[str], count: int, pairs: int, second
             if time.monotonic() - began > seconds_to_begin:
                 print(f"no time is left for {name!r}", flush=True)
                 continue
-            try:
-                row = await compare(name, reference, kinds, count, pairs)
-            except HornbookError as error:
-                row = {"name": name, "error": str(error)}
-                print(f"{name}: {error}", flush=True)
             with file.open("a") as stream:
-                stream.write(json.dumps(row) + "\n")
+                try:
+                    async for row in compare(name, reference, kinds, count, pairs):
+                        print(row, flush=True)
+                        stream.write(json.dumps(row) + "\n")
+                        stream.flush()
+                except HornbookError as error:
+                    print(f"{name}: {error}", flush=True)
+                    stream.write(json.dumps({"name": name, "error": str(error)}) + "\n")
     finally:
         await reference.close()
 
@@ -159,18 +180,20 @@ def table(file: Path) -> str:
         row = json.loads(line)
         rows.setdefault(row["name"], {}).update(row)
     lines = [
-        "| setting | " + " | ".join(f"{kind}: tokens/s | ratio" for kind in MAX_TOKENS) + " | start |",
-        "|---|" + "---|" * (2 * len(MAX_TOKENS) + 1),
+        "| setting | "
+        + " | ".join(f"{kind}: tokens/s | ratio | per processor-second" for kind in MAX_TOKENS)
+        + " | start |",
+        "|---|" + "---|" * (3 * len(MAX_TOKENS) + 1),
     ]
     for name, row in rows.items():
         cells = []
         for kind in MAX_TOKENS:
             found = row.get(kind)
-            cells += (
-                [f"{found['ours']:.0f} against {found['reference']:.0f}", f"{found['ratio']:.2f}"]
-                if found
-                else ["", ""]
-            )
+            if found:
+                cells.append(f"{found['ours']:.0f} against {found['reference']:.0f}")
+                cells += [f"{found[ratio]:.2f}" for ratio in ("ratio", "ratio_per_processor_second")]
+            else:
+                cells += ["", "", ""]
         start = row["error"].splitlines()[0] if "error" in row else f"{row['start_seconds']:.0f} s"
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {start} |")
     return "\n".join(lines)
@@ -181,6 +204,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--only", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW", help=", ".join(ROWS)
+    )
+    parser.add_argument(
+        "--eager", action="store_true", help="neither side compiled: a quick look, engines start sooner"
     )
     parser.add_argument("--kinds", nargs="*", default=list(MAX_TOKENS), choices=list(MAX_TOKENS))
     parser.add_argument("--prompts", type=int, default=96)

@@ -1,6 +1,6 @@
 """Near-duplicates among short documents: ours against datasketch's MinHashLSH, and ours alone over many more.
 
-Documents are sampled words (100 to 200 of them); a tenth are copies of an earlier one with up to 15 words changed. Both
+Documents are sampled words (50 to 150 of them); a tenth are copies of an earlier one with up to 10 words changed. Both
 sides take 256 slots, the same bands and the same words, look for the most similar earlier document, and remember those
 that have none. Each run is a process of its own, so that its peak memory is its own; the documents are made outside of the
 clock, which counts the processor's seconds.
@@ -108,13 +108,11 @@ def blocks(documents: int) -> Iterator[tuple[list[str], list[float | None]]]:
             if len(sources) == SOURCES and rng.random() < 0.1:
                 original = sources[rng.integers(SOURCES)]
                 words = list(original)
-                for place in rng.integers(len(words), size=rng.integers(16)):
+                for place in rng.integers(len(words), size=rng.integers(11)):
                     words[place] = vocabulary[rng.integers(VOCABULARY)]
                 exact.append(jaccard(original, words))
             else:
-                words = [
-                    vocabulary[rank] for rank in (rng.random(rng.integers(100, 201)) ** 2 * VOCABULARY).astype(int)
-                ]
+                words = [vocabulary[rank] for rank in (rng.random(rng.integers(50, 151)) ** 2 * VOCABULARY).astype(int)]
                 exact.append(None)
                 if len(sources) < SOURCES:
                     sources.append(words)

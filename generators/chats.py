@@ -83,6 +83,13 @@ FIRST_QUESTIONS = (
 )
 """What a user asks about each of EXAMPLES, beginning in each of BEGINNINGS: shown where turns are asked for one by one. A small
 model that may begin as it likes asks the same again."""
+EXAMPLE_TURNS = frozenset(
+    frozenset(words(turn))
+    for turn in (
+        *(line.split(": ", 1)[1] for *_, conversation in EXAMPLES for line in conversation.split("\n")),
+        *(question for questions in FIRST_QUESTIONS for question in questions),
+    )
+)
 LABEL = re.compile(r"^[\s*_#>-]*(?P<role>user|assistant)[\s\d*_]*:[\s*_]*", re.IGNORECASE | re.MULTILINE)
 TURN_LABEL = re.compile(r"^[\W_]*(?:user|assistant|question|answer)[\s\d*_]*:[\s*_]*", re.IGNORECASE)
 ROLES = ("user", "assistant")
@@ -195,9 +202,11 @@ class Chats(DocumentStage):
         return self._conversation(prompt, messages)
 
     def _check_turn(self, messages: Sequence[Message]) -> None:
-        """Refuse the last turn if an earlier one said it, or if it is too short an answer."""
+        """Refuse the last turn if an earlier one or an example said it, or if it is too short an answer."""
         *earlier, last = messages
         own = frozenset(words(last["content"]))
+        if own in EXAMPLE_TURNS:
+            raise Refused("copies-example", last["content"][:200])
         for message in earlier:
             other = frozenset(words(message["content"]))
             if len(own & other) > SAME_WORDS * len(own | other):
@@ -285,10 +294,10 @@ def one_turn(text: str, role: str) -> str:
     """Return a turn that was asked for alone: its first paragraph, without a label.
 
     Raises:
-        Refused: `unparsable` (nothing is left), or `no-question` (a user's turn that asks nothing).
+        Refused: `unparsable` (nothing is left, or an announcement), or `no-question` (a user's turn that asks nothing).
     """
     said = " ".join(TURN_LABEL.sub("", text.strip()).split("\n\n")[0].split()).strip(' *_#"')
-    if not said:
+    if not said or said.endswith(":"):  # "The answer is:", and what it is stands elsewhere
         raise Refused("unparsable", text[:200])
     if role == "user" and not said.endswith("?"):
         raise Refused("no-question", said[:200])

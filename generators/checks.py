@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from pydantic import Field
@@ -129,10 +129,10 @@ _MODEL = r"an? (?:ai|artificial intelligence|(?:ai |large )*language model|(?:ai
 _REFUSALS = re.compile(
     "|".join(
         (
-            rf"^(?:i am )?(?:\w+ )?sorry,? (?:but )?(?:as an? \w+|{_CANNOT} {_TASK})",
+            rf"^(?:i am )?(?:\w+ )?sorry,? (?:but )?(?:as {_MODEL}|{_CANNOT} {_TASK})",
             rf"^(?:unfortunately,? |i apologi[sz]e,? )?(?:but )?{_CANNOT} {_TASK}{_OF_THE_CHAT}",
             rf"^(?:(?:i am )?sorry,? (?:but )?)?i am (?:just |only )?{_MODEL}",
-            rf"(?:^|[.!?,] +)as {_MODEL}",
+            rf"(?:^|[.!?,] +)as {_MODEL}[^.!?]{{0,40}}?\bi (?:do|cannot|can|am|have|will|must)\b",
             r"^i do not have (?:the ability|personal (?:opinions|experiences|feelings)|access to)",
             r"\bagainst my (?:programming|guidelines|policies)",
             r"^es tut mir leid, (?:aber )?ich kann|^je suis désolée?, (?:mais )?je ne peux|^lo siento, (?:pero )?no puedo",
@@ -168,22 +168,25 @@ def find_missing(text: str, words: Sequence[bytes], required: Sequence[str]) -> 
     """Return what of `required` a text lacks, or an empty text."""
     present: set[bytes] | None = None
     for wanted in required:
-        if len(wanted.split()) > 1:
+        forms = _forms(wanted)
+        if not forms:
             if _plain(wanted) not in _plain(text):
                 return f"the sentence {wanted!r}"
             continue
         if present is None:
             present = set(words)
             present.update(part for word in words if b"-" in word for part in word.split(b"-"))
-        if present.isdisjoint(_forms(wanted)):
+        if present.isdisjoint(forms):
             return f"the word {wanted!r}"
     return ""
 
 
-@cache
-def _forms(word: str) -> frozenset[bytes]:
-    """Return what a word and its inflections look like among `words_of` a text."""
-    return frozenset(b"-".join(words_of(form)) for form in inflections(word))
+@lru_cache(maxsize=10_000)
+def _forms(wanted: str) -> frozenset[bytes]:
+    """Return what a single word and its inflections look like among `words_of` a text; nothing for a sentence."""
+    if len(words_of(wanted)) != 1:
+        return frozenset()
+    return frozenset(words_of(form)[0] for form in inflections(wanted.strip()))
 
 
 def _plain(text: str) -> str:
@@ -202,9 +205,10 @@ def find_repetition(text: str, words: Sequence[bytes], settings: CheckSettings) 
         return f"ends in a loop: {_shown(loop)}"
     sentences = [tuple(found) for part in _SENTENCE_END.split(text) if len(found := _without_rules(part)) >= MIN_WORDS]
     if len(set(sentences)) < len(sentences):
-        (commonest, times), *_ = (counts := Counter(sentences)).most_common(1)
-        if times > settings.same_sentence and times * len(commonest) > SAME_SENTENCE_SHARE * len(words):
-            return f"{times} times: {_shown(commonest)}"
+        counts = Counter(sentences)
+        for sentence, times in counts.items():
+            if times > settings.same_sentence and times * len(sentence) > SAME_SENTENCE_SHARE * len(words):
+                return f"{times} times: {_shown(sentence)}"
         again = sum(len(sentence) * (times - 1) for sentence, times in counts.items())
         if again > settings.repeated_sentences * len(words):
             return f"{again} of {len(words)} words in repeated sentences"

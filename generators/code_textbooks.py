@@ -94,7 +94,8 @@ class CodeTextbookSettings(PromptSettings):
         40, ge=0, description="Words of prose, outside of the snippets, that a section has at least."
     )
     limits: SandboxLimits = Field(
-        SandboxLimits(cpu_seconds=3, memory_mib=256, processes=4, scratch_mib=4), description="What a section may use."
+        SandboxLimits(seconds=20, cpu_seconds=3, memory_mib=256, processes=4, scratch_mib=4),
+        description="What a section may use.",
     )
 
 

@@ -87,7 +87,8 @@ class ExerciseSettings(PromptSettings):
         1_000_000, ge=1, description="Accepted programs that new ones are compared with; about 700 bytes each."
     )
     limits: SandboxLimits = Field(
-        SandboxLimits(cpu_seconds=3, memory_mib=256, processes=4, scratch_mib=4), description="What the code may use."
+        SandboxLimits(seconds=20, cpu_seconds=3, memory_mib=256, processes=4, scratch_mib=4),
+        description="What the code may use.",
     )
 
 

@@ -16,6 +16,7 @@ from hornbook.score_figures import kept_and_histogram
 
 BINS = 20
 FEWEST = 20  # graded documents; below, no warning is worth reading
+ONE_SCORE = 0.9  # share of the scores within one bin from which they say nothing
 ONE_THING = 0.95  # correlation from which two criteria are called one
 MUCH_LENGTH = 0.5  # correlation with length from which a judge is called a ruler
 
@@ -104,8 +105,12 @@ def _warnings(metrics: dict[str, Any], sums: _Sums) -> list[str]:
     if sums.rows < FEWEST:
         return [f"only {sums.rows} documents were graded: the figures are rough"]
     warnings = []
-    if sums.deviation("score") == 0:
-        warnings.append("the judge gives every document the same score: it tells nothing apart")
+    bins = np.sum(list(metrics["histogram"]["counts"].values()), axis=0)
+    if (share := bins.max() / bins.sum()) > ONE_SCORE:
+        low, high = metrics["histogram"]["edges"][bins.argmax() :][:2]
+        warnings.append(
+            f"{share:.0%} of the scores lie between {low:g} and {high:g}: the judge hardly tells texts apart"
+        )
     pairs = [(one, other, value) for one, row in metrics["correlation"].items() for other, value in row.items()]
     if same := [f"{one} and {other}" for one, other, value in pairs if value is not None and value > ONE_THING]:
         warnings.append(f"the judge grades {', '.join(same)} as one thing")

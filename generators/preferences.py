@@ -181,7 +181,10 @@ class Preferences(DocumentStage):
         return text
 
     def _pair(self, prompt: PairPrompt, chosen: str, rejected: str, more: Mapping[str, Any]) -> Parsed:
-        super().check_text(prompt, chosen)
+        try:
+            super().check_text(prompt, chosen)
+        except Refused as refused:
+            raise Refused(refused.reason, f"chosen: {refused.detail}") from None
         similarity = ngram_dice(chosen, rejected, self.settings.ngram)
         if similarity > self.settings.most_similar or chosen == rejected:
             raise Refused("too-similar", f"Dice of {self.settings.ngram}-grams {similarity:.3f}")
@@ -192,10 +195,33 @@ class Preferences(DocumentStage):
     def run(self, context: StageContext) -> StageResult:
         """Write the pairs, with the model of the input `model` where there is one."""
         model = context.optional_input("model")
-        if model is None:
-            return super().run(context)
-        settings = self.settings.model_copy(update={"engine": serving(self.settings.engine, model)})
-        return super(Preferences, type(self)(self.name, settings, self.seed)).run(context)
+        stage = self
+        if model is not None:
+            settings = self.settings.model_copy(update={"engine": serving(self.settings.engine, model)})
+            stage = type(self)(self.name, settings, self.seed)
+        result = super(Preferences, stage).run(context)
+        return StageResult({**result.metrics, "pairs": pair_figures(context.artifact)}, result.files)
+
+
+def pair_figures(pairs: Artifact) -> dict[str, Any]:
+    """Return what the report shows of pairs: how alike they are, and whether one could tell them by their length alone.
+
+    `rejected_longer` near 0 or 1 means that tuning on them teaches length before it teaches anything else.
+    """
+    count = longer = 0
+    similarity = 0.0
+    characters = {"chosen": 0, "rejected": 0}
+    for table in pairs.tables(columns=["meta"]):
+        for meta in map(json.loads, table.column("meta").to_pylist()):
+            count += 1
+            similarity += meta["similarity"]
+            longer += len(meta["rejected"]) > len(meta["chosen"])
+            for name in characters:
+                characters[name] += len(meta[name])
+    if not count:
+        return {}
+    means = {f"mean_characters_{name}": round(total / count, 1) for name, total in characters.items()}
+    return {"mean_similarity": round(similarity / count, 4), "rejected_longer": round(longer / count, 4), **means}
 
 
 def serving(engine: EngineSettings, model: Artifact) -> EngineSettings:

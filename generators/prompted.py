@@ -7,6 +7,7 @@ asks the engine, `generators.sifting` compares rows with earlier ones, `generato
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -341,6 +342,17 @@ class PromptedStage(Stage):
             return {name: file.read_text(encoding="utf-8") for name, file in found.items() if file.exists()}
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"stages.{self.name}: a prompt of kind {self.kind!r} cannot be read: {error}") from None
+
+    def prompt_versions(self) -> dict[str, dict[str, str]]:
+        """Return the templates by file name: version (the first digits of their SHA-256) and text."""
+        stem = Path(str(sys.modules[type(self).__module__].__file__)).stem
+        return {
+            f"{stem}.{name}.jinja" if name else f"{stem}.jinja": {
+                "version": hashlib.sha256(text.encode()).hexdigest()[:12],
+                "text": text,
+            }
+            for name, text in self.templates.items()
+        }
 
     @cached_property
     def _compiled(self) -> dict[str, tuple[jinja2.Template, set[str]]]:

@@ -75,6 +75,7 @@ class SyntaxSieve:
     def __init__(self, similarity: float, constants: bool, window: int) -> None:
         self.constants = constants
         self.earlier = NearDuplicates(similarity, window, SHINGLE)
+        self._last = ("", "")
 
     def refuses(self, text: str, meta: Mapping[str, Any]) -> str:
         """Return which accepted program, counted from 0, this one is similar to and how much, or an empty text."""
@@ -86,9 +87,16 @@ class SyntaxSieve:
         self.earlier.add(self._shape(text))
 
     def _shape(self, text: str) -> str:
-        try:
-            tree = parse_python(text)
-        except NotPython:
-            return text
-        tree.body = [statement for statement in tree.body if not isinstance(statement, ast.Assert)]
-        return " ".join(shape(tree, self.constants))
+        """Return a program's shape as text; `refuses` and `add` of the same program compute it once."""
+        if self._last[0] != text:
+            self._last = (text, _shape_of(text, self.constants))
+        return self._last[1]
+
+
+def _shape_of(text: str, constants: bool) -> str:
+    try:
+        tree = parse_python(text)
+    except NotPython:
+        return text
+    tree.body = [statement for statement in tree.body if not isinstance(statement, ast.Assert)]
+    return " ".join(shape(tree, constants))

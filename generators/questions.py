@@ -105,7 +105,7 @@ class Questions(DocumentStage):
         if match is None:
             raise Refused("unparsable", "no Question: and Answer: in the reply")
         question = _clean(match["question"])
-        answer = _clean(QUESTION.split(match["answer"])[0])
+        answer = _clean(QUESTION.split(match["answer"])[0].strip().split("\n\n")[0])  # what follows comments on it
         if not question.endswith("?"):
             raise Refused("no-question", question[:200])
         if answer.casefold().startswith(question.rstrip("?").casefold()):

@@ -274,6 +274,7 @@ def _metrics(stage: PromptedStage, artifact: Artifact, waves: Sequence[Mapping[s
         **_finish_reasons(counts),
         "acceptance": _acceptance(counts),
     }
+    metrics["prompts"] = stage.prompt_versions()
     metrics["diversity"] = summary([wave["figures"] for wave in waves])
     if stage.learns:
         metrics["waves"] = list(waves)

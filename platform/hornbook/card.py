@@ -33,6 +33,7 @@ PLACEHOLDER = f"""{MARK}
 `hornbook push` is writing this data set. Until it has finished, shards are missing; run the same command again to go on.
 """
 MOST_FIGURES = 80
+SHOWN_APART = ("acceptance", "prompts", "waves")
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
          (10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"), (10**11, "10B<n<100B"),
          (10**12, "100B<n<1T"))  # fmt: skip
@@ -97,8 +98,11 @@ def dataset_card(artifact: Artifact, name: str, target: str, *, licence: str = "
         licence=licence,
         sampled=len(found.characters),
         lengths=[(what, quantiles(values)) for what, values in found.lengths() if values],
-        figures=list(figures_of(manifest.metrics))[:MOST_FIGURES],
+        figures=list(figures_of({key: value for key, value in manifest.metrics.items() if key not in SHOWN_APART}))[
+            :MOST_FIGURES
+        ],
         rows=found.rows,
+        writers=_writers(manifest.metrics.get("acceptance")),
         reasons=sorted(manifest.reasons.items(), key=lambda entry: (-entry[1], entry[0])),
         inputs=[(role, found) for role, references in manifest.inputs.items() for found in references],
     )
@@ -246,7 +250,8 @@ class _Model:
 def _models(manifests: Sequence[Manifest], writers: Mapping[str, str]) -> list[_Model]:
     """Return the models that had a part in the text: those of our own engines, and those that the rows name."""
     revisions = {name: revision for manifest in manifests for name, revision in manifest.models.items()}
-    revisions |= {name: revision for name, revision in writers.items() if name not in revisions}
+    asked = {name: revision for manifest in manifests for name, revision in _engines_in(manifest.settings)}
+    revisions = {**asked, **writers, **revisions}
     found = []
     for name, revision in sorted(revisions.items()):
         engine = revision.split(":")[0] if revision.startswith(("openai:", "echo:")) else ""
@@ -255,9 +260,23 @@ def _models(manifests: Sequence[Manifest], writers: Mapping[str, str]) -> list[_
     return found
 
 
+def _engines_in(settings: Any) -> Iterator[tuple[str, str]]:
+    """Yield (model, revision) of the engines in a stage's settings that are not ours to resolve: writers, judges."""
+    if isinstance(settings, Mapping):
+        if settings.get("kind") in ("openai", "echo") and settings.get("model"):
+            yield str(settings["model"]), f"{settings['kind']}:{settings['model']}"
+        for entry in settings.values():
+            yield from _engines_in(entry)
+    elif isinstance(settings, list | tuple):
+        for entry in settings:
+            yield from _engines_in(entry)
+
+
 def _prompts(artifact: Artifact, recipe: Mapping[str, Any], stage: str) -> tuple[list[tuple[str, str, str]], str]:
     """Return (file, digest, text) of the kind's templates, and a remark on whether they are those that made the text."""
     manifest = artifact.manifest
+    if kept := manifest.metrics.get("prompts"):
+        return [(name, prompt["version"], prompt["text"]) for name, prompt in kept.items()], "Kept with the corpus."
     kind = _kind(recipe, stage, manifest)
     try:
         found = stage_class(kind, stage, Path())
@@ -329,6 +348,17 @@ def _paths(value: Any) -> set[str]:
 
 
 # --- small parts ------------------------------------------------------------------------------------------------------
+
+
+def _writers(acceptance: Any) -> list[tuple[str, int, int]]:
+    """Return (model, planned rows, accepted rows) as the stage counted them."""
+    if not isinstance(acceptance, Mapping):
+        return []
+    return [
+        (str(model), int(counts["planned"]), int(counts["accepted"]))
+        for model, counts in acceptance.items()
+        if isinstance(counts, Mapping) and {"planned", "accepted"} <= counts.keys()
+    ]
 
 
 def _columns() -> list[tuple[str, str, str]]:

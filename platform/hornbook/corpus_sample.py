@@ -50,7 +50,8 @@ class CorpusSample:
             else:
                 self.generated = True
                 self.tokens.append(made_by["completion_tokens"])
-                self.models.setdefault(made_by["model"], made_by["revision"])
+                if made_by["model"]:  # else it is made of its parents alone
+                    self.models.setdefault(made_by["model"], made_by["revision"])
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, str]:

@@ -140,7 +140,9 @@ def estimates_of(piloted: Piloted, gpus: Sequence[int]) -> list[StageEstimate]:
             _estimate_stage(made, entry, pilot, expected[name], gpus, engines)
             if "rows" in made.figures:
                 rows = made.figures["rows"]
-                expected[name] = [Expected(rows=round(value)) for value in (rows.value, rows.low, rows.high)]
+                length = made.figures["completion_tokens"].value / max(1.0, made.figures["planned"].value)
+                ends = (rows.value, rows.low, rows.high)
+                expected[name] = [Expected(rows=round(count), tokens=round(count * length)) for count in ends]
         elif entry.group == GROUP:
             made.notes.append(piloted.left_out.get(name, ""))
         found.append(made)
@@ -229,7 +231,7 @@ def _estimate_stage(
     accepted = getattr(settings, "accepted", None)
     rows, planned_rows = pilot.sum("rows"), pilot.sum("planned")
     made.acceptance = wilson(rows, planned_rows) if rows <= planned_rows else per_planned(pilot, "rows")
-    most = expected[0].planned if expected[0].planned is not None else getattr(settings, "rows", None)
+    most = _most(entry, expected[0])
     if accepted is not None:
         enough = _planned_for(accepted, made.acceptance, most, made.notes)
         if enough is None:
@@ -268,6 +270,15 @@ def _estimate_stage(
     }
     _gpu_hours(made, settings, pilot, seconds, completion, gpus)
     _remarks(made, pilot, full)
+
+
+def _most(entry: RecipeStage, expected: Expected) -> int | None:
+    """Return the most rows that a stage may plan; None if that is not known."""
+    settings = entry.stage.settings
+    limits = [] if getattr(settings, "accepted", None) is not None and not entry.inputs else [expected.planned]
+    if hasattr(settings, "planned_rows"):
+        limits.append(settings.planned_rows * settings.samples)
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _planned_for(accepted: int, acceptance: Quantity, most: int | None, notes: list[str]) -> Quantity | None:

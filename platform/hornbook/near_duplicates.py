@@ -112,6 +112,8 @@ class NearDuplicates:
         self.added = 0  # also the ordinal of the next text
         self._multipliers = _odd_numbers(SLOTS)
         self._last: tuple[str, Signatures, Hashes] | None = None
+        self._signatures: Signatures = np.empty((0, SLOTS), np.uint8)
+        self._labels: npt.NDArray[np.int64] = np.empty(0, np.int64)
         self._resize(min(window, FIRST_CAPACITY))
 
     @property
@@ -132,7 +134,7 @@ class NearDuplicates:
     def similar_and_add(
         self, texts: Sequence[str], labels: Iterable[int | None] | None = None
     ) -> list[tuple[int, float] | None]:
-        """Return `similar` of each text in turn, and add those without one: as a loop does, but several times as fast."""
+        """Return `similar` of each text in turn, and add those without one, as a loop does, but a fifth faster."""
         signatures = signatures_of(texts, self.shingle)
         hashes = self._hashes(signatures)
         answers = []
@@ -202,9 +204,8 @@ class NearDuplicates:
         bands = self.bands + 1
         signatures = np.zeros((capacity, SLOTS), np.uint8)
         labels = np.zeros(capacity, np.int64)
-        if self.added:
-            signatures[: self.added] = self._signatures
-            labels[: self.added] = self._labels
+        signatures[: self.added] = self._signatures
+        labels[: self.added] = self._labels
         self._capacity, self._signatures, self._labels = capacity, signatures, labels
         self._shift = np.uint64(64 - bits)
         self._band_numbers = np.arange(bands)

@@ -91,7 +91,7 @@ def make_parts(
             for row in _committed_rows(_dataset(context, maker, missing)):
                 _raise_if_failed(row, context.stage)
                 progress.advance(row["planned"], row["rejected"], row["counts"].get(tokens, 0))
-                context.events.emit("part", stage=context.stage, **{k: row[k] for k in ("start", "rows", "rejected")})
+                context.events.emit("part", stage=context.stage, **row)
                 context.check_stop()
     finally:
         progress.close()

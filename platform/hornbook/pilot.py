@@ -29,13 +29,15 @@ from hornbook.models import digest
 from hornbook.parts import parquet_bytes
 from hornbook.pipeline import Planned, plan_recipe, run_recipe
 from hornbook.recipe import Recipe, RecipeStage, load_recipe
-from hornbook.runs import load_run, request_stop, run_ids
+from hornbook.runs import Run, load_run, request_stop, run_ids
 from hornbook.store import Store
 
 GROUP = "generators"
 PARTS = 25
 """Parts that a pilot's rows are cut into: what a time limit cuts off is small, and the interval has enough to draw from."""
 POLL_SECONDS = 0.5
+PATIENCE_SECONDS = 60.0
+"""How much longer than its time a stage may take until the beginning of its plan has no gap; then it is cut as it stands."""
 MOST_COPIED = 1 << 30
 """Bytes of a finished input that are copied where the store is no local folder."""
 
@@ -95,7 +97,7 @@ def run_pilot(
     Args:
         name: the recipe, as `load_recipe` takes it, with its `overrides`.
         rows: planned rows of each stage, at most.
-        seconds: time for each stage, its engine's start not counted; the parts that are finished by then count.
+        seconds: time for each stage, its engine's start not counted; what is finished by then counts.
 
     Raises:
         HornbookError: a stage failed.
@@ -115,13 +117,13 @@ def run_pilot(
             wanted.append(stage)
     if not wanted:
         return piloted
-    small = load_recipe(name, [*overrides, *_lowered(recipe, planned, wanted, rows)])
+    changes = _lowered(recipe, planned, wanted, rows)
+    small = load_recipe(name, [*overrides, *changes])
     with _scratch(store) as scratch:
         _lend(store, scratch, recipe, planned, wanted, piloted)
-        wanted = [stage for stage in wanted if stage not in piloted.left_out]
         watch = _Watch(scratch, seconds)
         say(f"pilot of {', '.join(wanted)}: up to {rows:,} rows or {seconds:,.0f} s each, engine starts not counted")
-        while wanted:
+        while wanted := _possible(recipe, wanted, piloted.left_out):
             try:
                 with watch:
                     run_recipe(small, scratch, only=wanted, command="estimate", say=_stages_only(say))
@@ -129,18 +131,24 @@ def run_pilot(
             except Stopped:
                 if not watch.asked:
                     raise
-                for stage in _finish_stopped(small, scratch):
+            for stage, rows_there in _cut_short(small, scratch).items():
+                if rows_there:
+                    changes.append(f"stages.{stage}.rows={rows_there}")
+                    small = load_recipe(name, [*overrides, *changes])
+                else:
                     piloted.left_out[stage] = f"none of its rows was finished within {seconds:,.0f} s (--seconds)"
-            without = {stage: recipe.ancestors([stage]) & set(piloted.left_out) for stage in wanted}
-            piloted.left_out |= {
-                stage: f"its input {min(missing)} has no pilot"
-                for stage, missing in without.items()
-                if missing and stage not in piloted.left_out
-            }
-            wanted = [stage for stage in wanted if not without[stage]]
         for stage in wanted:
             piloted.pilots[stage] = _measured(stage, small, recipe, scratch, planned, watch)
     return piloted
+
+
+def _possible(recipe: Recipe, wanted: Sequence[str], left_out: dict[str, str]) -> list[str]:
+    """Return the stages that need none that is left out; note why the others are left out, too."""
+    for stage in wanted:
+        missing = sorted(recipe.ancestors([stage]) & left_out.keys())
+        if missing and stage not in left_out:
+            left_out[stage] = f"its input {missing[0]} has no pilot"
+    return [stage for stage in wanted if stage not in left_out]
 
 
 def _missing_input(recipe: Recipe, planned: Mapping[str, Planned], stage: str) -> str:
@@ -163,13 +171,12 @@ def _lowered(recipe: Recipe, planned: Mapping[str, Planned], wanted: Sequence[st
         fields = type(settings).model_fields
         values: dict[str, Any] = {}
         if "rows" in fields and name in wanted:
-            values["rows"] = min(rows, settings.rows or rows)
+            prompts = max(1, rows // getattr(settings, "samples", 1))
+            values["rows"] = min(prompts, settings.rows or prompts)
             if "accepted" in fields:
                 values["accepted"] = "null"
-            if "wave_rows" in fields:
-                values["wave_rows"] = min(settings.wave_rows, max(1, rows // 4))
             if "part_rows" in fields:
-                values["part_rows"] = part = max(1, min(settings.part_rows, values["rows"] // PARTS))
+                values["part_rows"] = part = max(1, min(settings.part_rows, rows // PARTS))
                 if "parts_in_flight" in fields:
                     values["parts_in_flight"] = -(-settings.parts_in_flight * settings.part_rows // part)
         elif isinstance(getattr(settings, "files", None), int):
@@ -265,14 +272,26 @@ class _Watch:
                         self.asked = True
 
     def _late(self, run: str) -> str:
-        """Return the stage at work whose time is over."""
+        """Return the stage at work whose time is over. It goes on a little where its plan's beginning has gaps: what comes
+        after a gap cannot be kept."""
         began: dict[str, float] = {}
+        done: dict[str, dict[int, int]] = {}
         for event in read_events(self.scratch, f"runs/{run}"):
+            stage = str(event.get("stage"))
             if event.get("event") == "parts":
-                began.setdefault(str(event["stage"]), float(event["time"]))
+                began.setdefault(stage, float(event["time"]))
+            elif event.get("event") == "part":
+                done.setdefault(stage, {})[int(event["start"])] = int(event["planned"])
             elif str(event.get("event")).startswith("stage-"):
-                began.pop(str(event.get("stage")), None)
-        return next((stage for stage, since in began.items() if time.time() - since >= self.seconds), "")
+                began.pop(stage, None)
+        for stage, since in began.items():
+            spent, parts = time.time() - since, done.get(stage, {})
+            whole = 0 < sum(parts.values()) <= 2 * without_gap(parts)
+            if stage in self.cut:  # it has had its time and only takes over what it wrote in it
+                continue
+            if spent >= self.seconds and (whole or spent >= self.seconds + PATIENCE_SECONDS):
+                return stage
+        return ""
 
     def _count_gpus(self) -> None:
         ray = sys.modules.get("ray")
@@ -284,18 +303,33 @@ class _Watch:
             self.gpus = max(self.gpus, resources().gpus)
 
 
-def _finish_stopped(recipe: Recipe, scratch: Store) -> list[str]:
-    """Give a stage that was stopped a manifest, so that later ones can go on from what it has; return those without any."""
+def without_gap(parts: Mapping[int, int]) -> int:
+    """Return how many planned units from the first on are in parts, given as first unit and number of units."""
+    units = 0
+    while units in parts:
+        units += parts[units]
+    return units
+
+
+def _cut_short(recipe: Recipe, scratch: Store) -> dict[str, int]:
+    """Let later stages go on from what a stage that was stopped has.
+
+    Parts that are final get a manifest. Where none is, since a stage writes drafts first, return how many rows of its plan are
+    there without a gap: with so many asked it takes them over and asks no engine again. 0: nothing is there.
+    """
     run = load_run(scratch, "latest")
-    empty = []
+    left: dict[str, int] = {}
     for name, entry in run.value["stages"].items():
         if entry["state"] != "stopped":
             continue
         artifact = Artifact(scratch, entry["folder"])
-        if not any(part.planned for part in artifact.parts):
-            empty.append(name)
-            continue
         stage = recipe.stages[name].stage
+        if not any(part.planned for part in artifact.parts):
+            units = without_gap(
+                {int(event["start"]): int(event["planned"]) for event in _parts_of(scratch, [run], name)}
+            )
+            left[name] = units // getattr(stage.settings, "samples", 1) if hasattr(stage.settings, "rows") else 0
+            continue
         inputs = {
             role: [Artifact(scratch, run.value["stages"][parent]["folder"]) for parent in parents]
             for role, parents in recipe.stages[name].inputs.items()
@@ -314,7 +348,13 @@ def _finish_stopped(recipe: Recipe, scratch: Store) -> list[str]:
             metrics={},
             seconds=entry["seconds"],
         )
-    return empty
+    return left
+
+
+def _parts_of(scratch: Store, runs: Sequence[Run], stage: str) -> list[dict[str, Any]]:
+    """Return the events of a stage's parts in these runs, in order."""
+    events = [event for run in runs for event in read_events(scratch, run.folder)]
+    return [event for event in events if event.get("event") == "part" and event.get("stage") == stage]
 
 
 def _measured(
@@ -326,23 +366,28 @@ def _measured(
     events = [event for run in runs for event in read_events(scratch, run.folder) if event.get("stage") == stage]
     started = [float(event["time"]) for event in events if event["event"] == "stage-start"]
     began = [float(event["time"]) for event in events if event["event"] == "parts"]
-    finished = {int(event["start"]): float(event["time"]) for event in events if event["event"] == "part"}
     zero = min(began, default=min(started, default=0.0))
+    written: dict[int, dict[str, Any]] = {}  # when its rows were written first: later attempts took them over
+    for event in _parts_of(scratch, runs, stage):
+        written.setdefault(int(event["start"]), event)
     factor = _disk_factor(artifact, recipe.stages[stage])
-    last = max(finished.values(), default=zero)
-    parts = sorted(artifact.parts, key=lambda part: finished.get(part.start, last))
-    times = [zero, *(finished.get(part.start, last) for part in parts)]
-    chunks = [
-        Chunk(
-            planned=part.planned,
-            rows=part.rows,
-            prompt_tokens=part.counts.get("prompt_tokens", 0.0),
-            completion_tokens=part.counts.get("completion_tokens", part.counts.get("tokens", 0.0)),
-            disk=factor * stored_bytes(part),
-            seconds=max(0.0, after - before),
+    parts = sorted((part for part in artifact.parts if part.start in written), key=lambda p: written[p.start]["time"])
+    chunks = []
+    before = zero
+    for part in parts:
+        event = written[part.start]
+        counts = event["counts"]
+        chunks.append(
+            Chunk(
+                planned=part.planned,
+                rows=part.rows,
+                prompt_tokens=counts.get("prompt_tokens", 0.0),
+                completion_tokens=counts.get("completion_tokens", counts.get("tokens", 0.0)),
+                disk=factor * stored_bytes(part),
+                seconds=max(0.0, event["time"] - before),
+            )
         )
-        for part, (before, after) in zip(parts, itertools.pairwise(times), strict=True)
-    ]
+        before = event["time"]
     on = [name for name in small.ancestors([stage]) if name != stage and planned[name].complete]
     return Pilot(chunks, max(0.0, zero - min(started, default=zero)), stage in watch.cut, watch.gpus, sorted(on))
 

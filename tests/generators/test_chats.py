@@ -20,7 +20,13 @@ from hornbook.chat import chat_of
 from hornbook.engines.interface import Reply
 from hornbook.errors import RecipeError
 
-TEXT, _, _, CONVERSATION = EXAMPLES[0]
+TEXT, _, _, EXAMPLE = EXAMPLES[0]
+CONVERSATION = """User: What do bees drink?
+Assistant: Bees drink the nectar of flowers.
+User: And how does pollen come to the next flower?
+Assistant: It sticks to a bee's legs while the bee drinks, and some falls off.
+User: What would plants lack without bees?
+Assistant: Without bees many plants would have no fruit and make no seeds."""
 PROMPT = SourcedPrompt((), {"rounds": 3}, quoted=TEXT)
 
 
@@ -73,6 +79,7 @@ def test_others_are_refused_with_a_reason() -> None:
     assert reason("\n".join(line for line in lines if line.startswith("User"))) == "one-sided"
     assert reason("\n".join([lines[0], lines[2], lines[3]])) == "one-sided"
     assert reason("\n".join(lines[:2])) == "too-few-turns"
+    assert reason(EXAMPLE) == "copies-example"
     assert reason("\n".join([*lines[:2], *lines[:2]])) == "repeated-turn"
     assert reason("\n".join([*lines[:3], "Assistant: Pollen."])) == "short-answer"
     assert reason(
@@ -135,6 +142,7 @@ def test_a_bad_turn_ends_a_conversation_that_has_two_rounds(tmp_path: Path) -> N
     for replies, why in (
         ((*said[:2], said[0]), "repeated-turn"),
         (("I see.",), "no-question"),
+        ((said[0], "The answer is:"), "unparsable"),
         ((said[0], "Nectar."), "short-answer"),
     ):
         with pytest.raises(Refused) as caught:

@@ -65,6 +65,8 @@ def test_a_refusal_of_the_model_is_refused(text: str) -> None:
         'Tom built a robot. "As an AI, I cannot eat cake," it said.',
         "I'm sorry, but I cannot come to your party, wrote Lily in her letter. She was sad.",
         "Nobody could help the bear. He cannot fulfil his dream, thought the owl.",
+        "Anna worked in a lab, as an AI researcher. She wrote down what she saw.",
+        "I am sorry, as a friend must be. I cannot undo what I did, and I do not sleep well.",
         "Artificial intelligence is a field of computer science. As an example, take a chess program.",
         STORY + ' "I cannot assist with that," said the duck.',
     ],
@@ -127,6 +129,8 @@ def test_words_count_within_hyphens_possessives_and_capitals() -> None:
     text = "The pony's bed was a wobbly-looking ICE-CREAM box."
     assert refused(text, required=("pony", "wobbly", "ice-cream", "cream", "Box")) == ""
     assert refused(text, required=("pony", "dog")) == "missing-words"
+    assert refused("At nine o’clock it rained. 小狗跑过小山。", required=("o'clock", "小狗"), language="") == ""
+    assert refused("At nine it rained. 小猫跑过小山。", required=("小狗",), language="") == "missing-words"
     assert refused(text, CheckSettings(missing_words=False), required=("dog",)) == ""
 
 

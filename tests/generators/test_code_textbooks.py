@@ -16,7 +16,7 @@ PROSE = "A list keeps values in order, and you can ask for the value at any plac
 
 
 def textbooks(seed: int = 0, **values: Any) -> CodeTextbooks:
-    limits = {"seconds": 4, "cpu_seconds": 1, "memory_mib": 256}
+    limits = {"seconds": 30, "cpu_seconds": 1, "memory_mib": 256}
     values = {"rows": 100, "engine": {"kind": "echo"}, "limits": limits, **values}
     return CodeTextbooks("code-textbooks", CodeTextbookSettings(**values), seed)
 

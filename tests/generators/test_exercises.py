@@ -175,7 +175,7 @@ def changed(old: str, new: str) -> str:
     ],
 )  # fmt: skip
 def test_each_fault_has_its_reason(answer: str, reason: str, detail: str) -> None:
-    found, said = refusal(answer, limits={"seconds": 4, "cpu_seconds": 1, "memory_mib": 256})
+    found, said = refusal(answer, limits={"seconds": 30, "cpu_seconds": 1, "memory_mib": 256})
     assert found == reason, said
     assert detail in said
 

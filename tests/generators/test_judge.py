@@ -9,19 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from judge_endpoint import JudgeEndpoint
 
-from generators.judge import Judge, is_chosen
+from generators.judge import Judge, columns, is_chosen
+from generators.judge_figures import judge_figures
 from hornbook.artifact import THRESHOLD, Artifact, finish_artifact
 from hornbook.documents import Document, content_key, document_id, documents_table
 from hornbook.errors import EngineError, RecipeError
-from hornbook.parts import PartContent, PartRange, commit_part
+from hornbook.parts import PartContent, PartRange, commit_part, same_ids
 from hornbook.recipe import check_recipe
 from hornbook.settings import validate
 from hornbook.store import Store
 from training.pack import Pack, PackSettings
-from training.packed import shard_index
 from training.tokenizer import TokenizerStage
 
 ROWS, PART_ROWS = 12, 5
@@ -58,9 +59,14 @@ def rows(artifact: Artifact, role: str = "data") -> list[dict[str, Any]]:
 TEXTS = [f"Tale {row} of a fox who learned to count to {row}." for row in range(ROWS)]
 
 
+def number_of(message: str) -> int:
+    """The number of the tale in a request."""
+    return int(re.findall(r"Tale (\d+)", message)[0])
+
+
 def by_number(message: str) -> tuple[int, str, str]:
     """Grade a tale by its number, and some of them wrongly."""
-    number = int(re.search(r"Tale (\d+)", message)[1])
+    number = number_of(message)
     grade = {"reason": f"It counts to {number}.", "educational_value": number % 6}
     wrong = {
         2: ({**grade, "educational_value": 9}, "stop"),
@@ -130,7 +136,7 @@ def test_grading_that_died_asks_only_for_what_is_missing(ray_cluster, stage_cont
     refused = {"tales": {8}}
 
     def refuses(message: str) -> tuple[int, str, str]:
-        number = int(re.search(r"Tale (\d+)", message)[1])
+        number = number_of(message)
         return (401, "", "stop") if number in refused["tales"] else by_number(message)
 
     endpoint.answer = refuses
@@ -142,7 +148,7 @@ def test_grading_that_died_asks_only_for_what_is_missing(ray_cluster, stage_cont
     refused["tales"] = set()
     endpoint.asked.clear()
     graded = stage_context.finished(stage, documents=[tales])
-    asked = Counter(int(re.search(r"Tale (\d+)", call["messages"][-1]["content"])[1]) for call in endpoint.asked)
+    asked = Counter(number_of(call["messages"][-1]["content"]) for call in endpoint.asked)
     assert asked == Counter(row for row in range(ROWS) if row // PART_ROWS * PART_ROWS not in committed)
     assert graded.manifest.counts["planned"] == ROWS
 
@@ -160,9 +166,7 @@ def test_a_pack_stage_keeps_what_reaches_the_threshold(ray_cluster, stage_contex
     packed = stage_context.finished(Pack("kept", PackSettings(validation_share=0), 3), **inputs)
     assert {row["key"] for row in rows(packed)} == good
     assert packed.manifest.metrics["minimum_score"] == 3
-    stricter = stage_context.finished(Pack("strict", PackSettings(validation_share=0, minimum_score=5), 3), **inputs)
-    assert {row["key"] for row in rows(stricter)} == {row["key"] for row in rows(graded) if row["score"] >= 5}
-    assert shard_index(stricter).splits["train"]
+    assert packed.manifest.metrics["below_threshold"] == ROWS - len(good)
 
 
 def test_a_share_is_part_of_a_larger_one_and_the_rest_is_declared(ray_cluster, stage_context):
@@ -214,3 +218,30 @@ def test_a_rubric_file_is_part_of_what_is_made(tmp_path: Path) -> None:
     path.write_text(text.replace("Salty?", "Too salty?"))
     changed = check_recipe({"name": "x", "stages": stages}, "x").stages["grades"].stage
     assert changed.extra_identity() != before.extra_identity()
+
+
+@pytest.mark.parametrize(
+    ("grade", "said"),
+    [
+        (lambda number: 3, "100% of the scores lie between 3"),
+        (lambda number: number % 6, ""),
+        (lambda number: number // 5, r"goes with the documents' length"),
+    ],
+)
+def test_a_judge_that_tells_nothing_apart_or_measures_length_is_warned_of(
+    tmp_path: Path, grade: Any, said: str
+) -> None:
+    graded = Artifact(Store(str(tmp_path)), "artifacts/grades")
+    rubric = judge().asking.rubric
+    rows = [
+        {
+            "id": number, "key": bytes(16), "source": "s", "score": grade(number), "educational_value": grade(number),
+            "reason": "r", "characters": 10 * number, "judge": "j", "revision": "v",
+        }
+        for number in range(30)
+    ]  # fmt: skip
+    content = PartContent(pa.Table.from_pylist(rows, schema=columns(rubric)), unit_of=same_ids)
+    commit_part(graded.store, graded.folder, PartRange(0, 30), content)
+    figures = judge_figures(graded, rubric, "mean", None)
+    assert figures["graded"] == 30 and figures["kept"] == {}
+    assert bool(figures["warnings"]) == bool(said) and re.search(said, " ".join(figures["warnings"]))

@@ -149,6 +149,7 @@ WORDS = st.lists(
             'Question: "{q}"\nAnswer: "{a}"',
             "**Question**\n{q}\n\n**Answer**\n{a}",
             "Question 1: {q}\nAnswer 1: {a}\n\nQuestion: What else? Answer: More of it.",
+            "Question: {q}\nAnswer: {a}\n\nThis answer shows how important it is.",
         ]
     ),
 )

@@ -169,7 +169,7 @@ def test_the_documents_say_how_many_prompts_there_are() -> None:
     page = (Path(__file__).parents[2] / "docs" / "generators.md").read_text(encoding="utf-8")
     for kind, stage in (("stories", Stories), ("textbooks", Textbooks)):
         settings = stage.Settings(rows=1)
-        assert re.search(rf"\| `{kind}` \|.*\| {len(stage(kind, settings, 0).combinations):,} \|", page)
+        assert re.search(rf"\| \[`{kind}`\]\(.*\| {len(stage(kind, settings, 0).combinations):,} \|", page)
 
 
 def test_a_job_takes_the_file_and_its_template_along(tmp_path: Path) -> None:

@@ -235,6 +235,8 @@ def test_pairs_have_lineage_and_the_model_of_the_recipe_writes_the_rejected_answ
         assert row["made_by"]["model"] == store.describe(f"{model.folder}/model")
         assert preference_of(row["meta"]).rejected in row["text"]
     assert made.manifest.inputs["model"][0].digest == model.manifest.digest
+    figures = made.manifest.metrics["pairs"]
+    assert figures["rejected_longer"] == 1 and figures["mean_characters_chosen"] < figures["mean_characters_rejected"]
     served = serving(EngineSettings(max_model_len=1024), model)
     assert (served.max_model_len, served.model) == (128, store.describe(f"{model.folder}/model"))
     assert serving(EngineSettings(max_model_len=64), model).max_model_len == 64

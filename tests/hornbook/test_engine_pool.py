@@ -227,7 +227,7 @@ def real_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def real_pool(ray_cluster: None, real_log: Path) -> EnginePool:  # type: ignore[misc]
-    with EnginePool(EngineSettings(max_model_len=256, request_log=str(real_log))) as pool:
+    with EnginePool(EngineSettings(max_model_len=256, request_log=str(real_log), prefix_order=True)) as pool:
         yield pool
 
 
@@ -297,6 +297,17 @@ def test_the_real_engine_refuses_a_schema_it_cannot_enforce_and_lives(
             real_pool.handle().generate([replace(request("a", tag="stories/3"), schema=schema)], Sampling(max_tokens=4))
         )
     assert real_pool.stats().restarts == before
+
+
+@pytest.mark.slow
+def test_the_real_engine_takes_prompts_with_the_same_beginning_together(real_pool: EnginePool, real_log: Path) -> None:
+    handle = real_pool.handle()
+    asked = [request(f"{n % 2} is where this begins. " + "word " * n, n, tag=f"order/{n % 2}") for n in range(8)]
+    replies = asyncio.run(handle.generate(asked, Sampling(max_tokens=2)))
+    taken = [line.split()[1] for line in real_log.read_text().splitlines() if line.startswith("taken order/")]
+    assert taken == ["order/0"] * 4 + ["order/1"] * 4
+    lengths = [reply.prompt_tokens for reply in replies]
+    assert lengths == sorted(lengths) and len(set(lengths)) == 8  # the replies are in the order of the requests
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def test_exercises_that_hold_are_kept_once(tmp_path: Path, model: Endpoint, ray_
         "part_rows": 6,
         "engine": {"kind": "openai", "model": "m", "base_url": model.url},
         "checks": {"near_duplicates": False},
-        "limits": {"seconds": 10, "cpu_seconds": 1, "memory_mib": 256},
+        "limits": {"seconds": 30, "cpu_seconds": 1, "memory_mib": 256},
     }
     recipe = check_recipe({"name": "code", "stages": {"exercises": stage}}, "here")
     artifact = run_recipe(recipe, Store(str(tmp_path)), say=lambda line: None).artifacts["exercises"]

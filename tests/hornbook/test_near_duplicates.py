@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -39,7 +40,9 @@ def test_an_identical_text_is_always_found(texts: list[str]) -> None:
     for text in texts:
         index.add(text)
     for text in texts:
-        label, similarity = index.similar(text)
+        found = index.similar(text)
+        assert found is not None
+        label, similarity = found
         assert similarity == 1
         assert words_of(texts[label]) == words_of(text)
         assert label == min(at for at, other in enumerate(texts) if words_of(other) == words_of(text))
@@ -190,6 +193,6 @@ def test_bands_find_pairs_at_the_threshold(threshold: float) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"threshold": 0}, {"threshold": 1.1}, {"window": 0}, {"shingle": 0}])
-def test_wrong_settings_are_refused(wrong: dict[str, float]) -> None:
+def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         NearDuplicates(**wrong)

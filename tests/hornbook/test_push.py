@@ -33,6 +33,7 @@ from hornbook.runs import new_run
 from hornbook.store import Store
 
 DOCS = Path(__file__).parents[2] / "docs"
+METRICS = {"openers": [["Once upon a", 4]], "d": {"n": 0.5}, "acceptance": {"m": {"planned": 36, "accepted": 30}}}
 BOX = "```\n</div><script>alert(1)</script>\n````"
 
 
@@ -48,9 +49,7 @@ def corpus(store: Store, parts: int = 6, rows: int = 5) -> Artifact:
         start = part * (rows + 1)
         reject = Reject(start + rows, "the prompt", "truncated", "cut at 9 tokens", "half a")
         contents.append(stories([f"Story {row}. {BOX}" for row in range(start, start + rows)], [reject], start))
-    return make(
-        store, "tales", "stories", "documents", contents, metrics={"openers": [["Once upon a", 4]], "d": {"n": 0.5}}
-    )
+    return make(store, "tales", "stories", "documents", contents, metrics=METRICS)
 
 
 def read_back(folder: Path) -> pa.Table:
@@ -133,6 +132,7 @@ def test_the_card_is_valid_and_says_what_is_in_the_manifest(store: Store, tmp_pa
         artifact.manifest.fingerprint,
         "| truncated | 6 | 16.7% |",
         "Once upon a (4)",
+        "| m | 36 | 30 | 83.3% |",
         "stories.jinja",
         "bed: tales",
     ):
@@ -140,6 +140,14 @@ def test_the_card_is_valid_and_says_what_is_in_the_manifest(store: Store, tmp_pa
     assert "the licence of the model m is unknown" in made.warnings
     assert not [warning for warning in made.warnings if "--license" in warning]
     assert [warning for warning in dataset_card(artifact, "stories", "x").warnings if "--license" in warning]
+
+
+def test_the_card_shows_the_prompts_that_the_corpus_kept(store: Store) -> None:
+    prompts = {"tales.jinja": {"version": "0123456789ab", "text": "Write a tale {{ now }}."}}
+    artifact = make(store, "tales", "stories", "documents", [stories(["A tale."])], metrics={"prompts": prompts})
+    text = dataset_card(artifact, "stories", "x").text
+    assert "`tales.jinja`, version 0123456789ab" in text
+    assert text.count("Write a tale {{ now }}.") == 1
 
 
 def test_no_text_breaks_out_of_the_card(store: Store) -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hornbook.sandbox import SandboxLimits
 from hornbook.trial import Trial, try_function, try_pieces
 
-LIMITS = SandboxLimits(seconds=5, cpu_seconds=1, memory_mib=256, processes=4)
+LIMITS = SandboxLimits(seconds=30, cpu_seconds=1, memory_mib=256, processes=4)
 
 
 def test_pieces_share_one_namespace_and_stop_at_the_first_that_fails() -> None:

@@ -227,7 +227,7 @@ class Replica:
             print(f"hornbook: {death}", file=sys.stderr, flush=True)
             os._exit(1)
         finally:
-            self._end(len(requests), replies, busy)
+            await self._end(len(requests), replies, busy)
 
     def _begin(self, count: int) -> float:
         now = time.monotonic()
@@ -236,7 +236,8 @@ class Replica:
         self._in_flight += count
         return busy
 
-    def _end(self, count: int, replies: list[Reply], busy: float) -> None:
+    async def _end(self, count: int, replies: list[Reply], busy: float) -> None:
+        """Report to the ledger; awaited, so that what a caller has replies for is in the stats, and its money settled."""
         now = time.monotonic()
         done = {
             "requests": len(replies),
@@ -248,7 +249,7 @@ class Replica:
         self._busy_since = now
         self._in_flight -= count
         self._metrics.add(done)
-        self._ledger.report.remote(self._number, self._in_flight, done)
+        await self._ledger.report.remote(self._number, self._in_flight, done)
 
 
 class _Metrics:
