@@ -421,7 +421,7 @@ def test_a_wrong_catalogue_is_refused_before_anything_runs(
 
 def test_the_recipe_that_ships_is_right_and_the_page_shows_its_prompt() -> None:
     page = (ROOT / "docs" / "generators" / "function_calls.md").read_text(encoding="utf-8")
-    stage = load_recipe(str(ROOT / "recipes" / "function_calls.yaml")).stages["calls"].stage
+    stage = load_recipe(str(ROOT / "recipes" / "function-calls.yaml")).stages["calls"].stage
     assert isinstance(stage, FunctionCalls)
     assert stage.prompt(110).messages[-1]["content"] in page
     assert f"{len(calls().combinations):,} distinct prompts" in page
