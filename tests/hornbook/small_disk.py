@@ -69,7 +69,7 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(
     assert "Traceback" not in answer.err
     store = Store(str(disk / "store"))
     (name,) = store.names("artifacts")
-    kept = store.names(f"artifacts/{name}/parts")
+    kept = store.names(f"artifacts/{name}/drafts/parts")
     assert 0 < len(kept) < 20
     assert not Artifact(store, f"artifacts/{name}").complete
     mount(disk, "remount,size=64m")
