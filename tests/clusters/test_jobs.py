@@ -192,6 +192,7 @@ SMALL_DEMO = [
     "engine.kind=echo",
     "stages.export.serving.kind=echo",
     "stages.questions.engine.kind=openai",
+    "stages.questions.checks.near_duplicates=false",
     "stages.stories.rows=32",
     "stages.textbooks.rows=16",
     "stages.web.files=120",
