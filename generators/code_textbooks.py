@@ -16,12 +16,10 @@ from pydantic import Field
 
 from generators.checks import check_text
 from generators.exercises import STOPPED, require_code_runs
-from generators.prompted import Messages, Parsed, Prompt, PromptedStage, PromptSettings, Refused
+from generators.prompted import Messages, Parsed, Prompt, PromptSettings, Refused
 from generators.python_code import python_blocks, without_blocks
-from hornbook.errors import RecipeError
-from hornbook.plan import Combinations, derive_seed
+from generators.taxonomy import TopicStage
 from hornbook.sandbox import SandboxLimits
-from hornbook.settings import nearest
 from hornbook.syntax import NotPython, parse_python
 from hornbook.trial import try_pieces
 
@@ -61,14 +59,6 @@ DIFFICULTIES: dict[Difficulty, str] = {
 }
 
 
-class Topic(NamedTuple):
-    """A leaf of the taxonomy."""
-
-    field: str
-    topic: str
-    subtopic: str
-
-
 class Example(NamedTuple):
     """A worked section that is shown before the request."""
 
@@ -99,34 +89,15 @@ class CodeTextbookSettings(PromptSettings):
     )
 
 
-class CodeTextbooks(PromptedStage):
+class CodeTextbooks(TopicStage):
     """Sections on Python with snippets that run, one a planned row."""
 
     kind: ClassVar[str] = "code-textbooks"
     expected_tokens: ClassVar[int] = 300
-    too_many_rows: ClassVar[str] = "ask for fewer rows or add audiences, formats, difficulties, lengths or fields"
-    cells: ClassVar[tuple[str, ...]] = ("audience", "format")
+    topics_file: ClassVar[str] = "code_textbooks.topics.txt"
     slow_parse: ClassVar[bool] = True
-    language: ClassVar[str] = "en"
     Settings = CodeTextbookSettings
     settings: CodeTextbookSettings
-
-    @cached_property
-    def taxonomy(self) -> list[Topic]:
-        """All leaves of `code_textbooks.topics.txt`: `## field`, then a line a topic with its subtopics behind the colon."""
-        leaves = []
-        for part in _data("code_textbooks.topics.txt"):
-            field, *lines = part.splitlines()
-            for line in lines:
-                topic, _, subtopics = line.partition(": ")
-                leaves += [Topic(field, topic, subtopic) for subtopic in subtopics.split(", ")]
-        return leaves
-
-    @cached_property
-    def topics(self) -> list[Topic]:
-        """The leaves of the fields asked for."""
-        wanted = self.settings.fields
-        return [leaf for leaf in self.taxonomy if not wanted or leaf.field in wanted]
 
     @cached_property
     def examples(self) -> list[Example]:
@@ -138,36 +109,14 @@ class CodeTextbooks(PromptedStage):
             found.append(Example(dict(zip(names, head.split(" | "), strict=True)), text.strip()))
         return found
 
-    def check(self) -> None:
-        """Refuse fields that the taxonomy does not have."""
-        known = list(dict.fromkeys(leaf.field for leaf in self.taxonomy))
-        for field in self.settings.fields:
-            if field not in known:
-                raise RecipeError(f"stages.{self.name}.fields: no field {field!r}{nearest(field, known)}")
-        super().check()
-
     def ready(self) -> None:
         """Refuse to begin where the snippets that the model writes cannot be run."""
         if self.settings.run == "all":
             require_code_runs(self.name, self.kind)
 
-    @cached_property
-    def combinations(self) -> Combinations:
-        """Which topic, audience, format, difficulty and length a row has; no two rows share all of them."""
-        settings = self.settings
-        axes = (self.topics, settings.audiences, settings.formats, settings.difficulties, settings.words)
-        return Combinations([len(choices) for choices in axes], derive_seed(self.seed, self.kind))
-
     def prompt(self, row: int) -> Prompt:
         """Row `row` of the balanced walk through all combinations of seeds."""
-        topic, audience, style, difficulty, words = self.combinations[row]
-        seeds = {
-            **self.topics[topic]._asdict(),
-            "audience": self.settings.audiences[audience],
-            "format": self.settings.formats[style],
-            "difficulty": self.settings.difficulties[difficulty],
-            "words": self.settings.words[words],
-        }
+        seeds = self.seeds(row)
         shown = [
             turn
             for example in self.examples[: self.settings.examples]

@@ -6,25 +6,13 @@ Topics are nested, field > topic > subtopic, in `textbooks.topics.txt`: 2,450 su
 
 from __future__ import annotations
 
-import importlib.resources
-from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from pydantic import Field
 
 from generators.audiences import AUDIENCES, DIFFICULTIES, FORMATS, Audience, Difficulty, Format
-from generators.prompted import Prompt, PromptedStage, PromptSettings
-from hornbook.errors import RecipeError
-from hornbook.plan import Combinations, derive_seed
-from hornbook.settings import nearest
-
-
-class Topic(NamedTuple):
-    """A leaf of the taxonomy."""
-
-    field: str
-    topic: str
-    subtopic: str
+from generators.prompted import Prompt, PromptSettings
+from generators.taxonomy import TopicStage
 
 
 class TextbookSettings(PromptSettings):
@@ -39,62 +27,18 @@ class TextbookSettings(PromptSettings):
     fields: tuple[str, ...] = Field((), description="Write about these fields of the taxonomy only; empty takes all.")
 
 
-class Textbooks(PromptedStage):
+class Textbooks(TopicStage):
     """Textbook sections, one a planned row."""
 
     kind: ClassVar[str] = "textbooks"
     expected_tokens: ClassVar[int] = 260
-    cells: ClassVar[tuple[str, ...]] = ("audience", "format")
-    language: ClassVar[str] = "en"
-    too_many_rows: ClassVar[str] = "ask for fewer rows or add audiences, formats, difficulties, lengths or fields"
+    topics_file: ClassVar[str] = "textbooks.topics.txt"
     Settings = TextbookSettings
     settings: TextbookSettings
 
-    @cached_property
-    def taxonomy(self) -> list[Topic]:
-        """All leaves of `textbooks.topics.txt`: `## field`, then a line a topic with its subtopics behind the colon."""
-        text = importlib.resources.files("generators").joinpath("textbooks.topics.txt").read_text(encoding="utf-8")
-        leaves = []
-        field = ""
-        for line in text.splitlines():
-            if line.startswith("## "):
-                field = line.removeprefix("## ")
-            elif line and not line.startswith("#"):
-                topic, _, subtopics = line.partition(": ")
-                leaves += [Topic(field, topic, subtopic) for subtopic in subtopics.split(", ")]
-        return leaves
-
-    @cached_property
-    def topics(self) -> list[Topic]:
-        """The leaves of the fields asked for."""
-        wanted = self.settings.fields
-        return [leaf for leaf in self.taxonomy if not wanted or leaf.field in wanted]
-
-    def check(self) -> None:
-        """Refuse fields that the taxonomy does not have."""
-        known = list(dict.fromkeys(leaf.field for leaf in self.taxonomy))
-        for field in self.settings.fields:
-            if field not in known:
-                raise RecipeError(f"stages.{self.name}.fields: no field {field!r}{nearest(field, known)}")
-        super().check()
-
-    @cached_property
-    def combinations(self) -> Combinations:
-        """Which topic, audience, format, difficulty and length a row has; no two rows share all of them."""
-        settings = self.settings
-        axes = (self.topics, settings.audiences, settings.formats, settings.difficulties, settings.words)
-        return Combinations([len(choices) for choices in axes], derive_seed(self.seed, self.kind))
-
     def prompt(self, row: int) -> Prompt:
         """Row `row` of the balanced walk through all combinations of seeds."""
-        topic, audience, style, difficulty, words = self.combinations[row]
-        seeds = {
-            **self.topics[topic]._asdict(),
-            "audience": self.settings.audiences[audience],
-            "format": self.settings.formats[style],
-            "difficulty": self.settings.difficulties[difficulty],
-            "words": self.settings.words[words],
-        }
+        seeds = self.seeds(row)
         rules = {
             "rule": AUDIENCES[seeds["audience"]],
             "style": FORMATS[seeds["format"]],
