@@ -21,7 +21,7 @@ from generators.prompted import PromptedStage
 from generators.replies import DRAFTS, ROLE
 from hornbook.artifact import Artifact
 from hornbook.documents import REJECT_SCHEMA, planned_row
-from hornbook.parts import PartContent, PartRange, commit_part, planned_ranges, read_commit, read_part
+from hornbook.parts import PartContent, PartRange, commit_part, cut_range, read_commit, read_part
 from hornbook.store import Store
 
 
@@ -48,7 +48,7 @@ class Sifter:
 
         Parts that are committed already are only remembered.
         """
-        for part in self._parts(units):
+        for part in cut_range(units, self.stage.settings.part_rows):
             record = read_commit(self._store, self.artifact.folder, part)
             table = self._commit(part) if record is None else self._remember(self.artifact.read(record))
             self.accepted += table.num_rows
@@ -69,17 +69,13 @@ class Sifter:
             learned["steer"] = steer_next(decisions.get("steer", {}), wave, figures, settings, heat)
         return Sifted(self.accepted, figures, learned)
 
-    def _parts(self, units: PartRange) -> Iterator[PartRange]:
-        for part in planned_ranges(len(units), self.stage.settings.part_rows):
-            yield PartRange(units.start + part.start, units.start + part.stop)
-
     @property
     def _store(self) -> Store:
         return self.artifact.store
 
     def _documents(self, units: PartRange) -> Iterator[dict[str, Any]]:
         """Yield the accepted documents of a wave, as `PromptedStage.learn` gets them."""
-        for part in self._parts(units):
+        for part in cut_range(units, self.stage.settings.part_rows):
             record = read_commit(self._store, self.artifact.folder, part)
             assert record is not None
             table = self.artifact.read(record)
@@ -108,7 +104,7 @@ class Sifter:
             rejects = pa.concat_tables([rejects, _rejects(table, refused)])
             table = table.filter(pa.array([number not in refused for number in range(table.num_rows)], pa.bool_()))
         replies = [replace(entry, name=f"{DRAFTS}/{entry.name}") for entry in draft.files if entry.role == ROLE]
-        counts = {**draft.counts, **_kept_counts(draft.counts, table)}
+        counts = {**draft.counts, **_kept_counts(table)}
         content = PartContent(table, rejects, existing=replies, counts=counts)
         commit_part(self._store, self.artifact.folder, part, content)
         return table
@@ -159,10 +155,9 @@ def _asked(prompt: str) -> str:
     return messages[-1]["content"] if messages else ""
 
 
-def _kept_counts(draft: Mapping[str, float], table: pa.Table) -> dict[str, float]:
-    """Return what of a draft's counts speaks of kept documents, counted again."""
-    counts: Counter[str] = Counter({name: 0 for name in draft if name.startswith("accepted:")})
-    counts["tokens"] = 0
+def _kept_counts(table: pa.Table) -> dict[str, float]:
+    """Return the sums over the documents that were kept: their tokens, and how many each model wrote."""
+    counts: Counter[str] = Counter(tokens=0)
     for made in table["made_by"].to_pylist():
         if made["model"]:
             counts["tokens"] += made["completion_tokens"]

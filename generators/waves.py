@@ -21,7 +21,7 @@ from generators.writing import PromptMaker, Writer, writer
 from hornbook.artifact import Artifact, sum_counts, sum_reasons
 from hornbook.documents import canonical_json
 from hornbook.errors import DataError, HornbookError
-from hornbook.parts import PartRange, committed_starts, planned_ranges, read_commits
+from hornbook.parts import PartRange, committed_starts, cut_range, read_commits
 from hornbook.stage import StageContext, StageResult
 
 SAMPLED_DOCUMENTS = 50_000
@@ -51,8 +51,9 @@ def run_waves(stage: PromptedStage, context: StageContext) -> StageResult:
     Raises:
         DataError: `accepted` rows cannot be had within the over-generation that the settings allow.
     """
-    _check_first_prompt(stage, context)
-    limit = stage.planned(context) * stage.settings.samples
+    limit = stage.planned(context) * stage.settings.samples  # a kind that counts its documents has opened them then
+    if limit:
+        _check_first_prompt(stage, context)
     engines = _Writers(stage, context)
     earlier = (
         EarlierReplies(context.artifact.store, []) if context.anew else earlier_replies(context.artifact, stage.kind)
@@ -165,8 +166,7 @@ def _check_first_prompt(stage: PromptedStage, context: StageContext) -> None:
     _ = stage.templates  # read here, so that they travel
     first = copy.copy(stage)
     first.open(context.inputs)
-    if first.planned(context):
-        first.check_prompt()
+    first.check_prompt()
 
 
 def _next_size(stage: PromptedStage, wave: int, accepted: int, planned: int, limit: int) -> int:
@@ -209,11 +209,7 @@ def _write(
     """Write the drafts of a wave that are neither there nor sifted already."""
     store, folder = context.artifact.store, context.artifact.folder
     sifted = committed_starts(store, folder)
-    ranges = [
-        PartRange(wave.units.start + part.start, wave.units.start + part.stop)
-        for part in planned_ranges(len(wave.units), stage.settings.part_rows)
-    ]
-    wanted = [part for part in ranges if part.start not in sifted]
+    wanted = [part for part in cut_range(wave.units, stage.settings.part_rows) if part.start not in sifted]
     drafts = Artifact(store, f"{folder}/{DRAFTS}")
     if not {part.start for part in wanted} - committed_starts(store, drafts.folder):
         return

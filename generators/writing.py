@@ -176,23 +176,13 @@ class PromptMaker(PartMaker):
             documents_table(documents),
             rejects_table(rejects),
             files={ROLE: replies_bytes(made)} if made else {},
-            counts={**counts, **kept_counts(documents)},
+            counts=dict(counts),
         )
 
     def _reject(self, row: WrittenRow, refused: Refused) -> Reject:
         unit = row.prompt.messages[-1]["content"] if row.prompt and row.prompt.messages else f"row {row.unit}"
         text = row.calls[-1].reply.text if row.calls else ""
         return Reject(row.unit, unit, refused.reason, refused.detail, text)
-
-
-def kept_counts(documents: Sequence[Document]) -> dict[str, float]:
-    """Return the sums over the documents of a part that were kept: their tokens, and how many each model wrote."""
-    counts: Counter[str] = Counter(tokens=0)
-    for document in documents:
-        if document.made_by is not None and document.made_by.model:
-            counts["tokens"] += document.made_by.completion_tokens
-            counts[f"accepted:{document.made_by.model}"] += 1
-    return dict(counts)
 
 
 def sampling_seed(stage: PromptedStage, unit: int, call: int = 0) -> int:

@@ -118,8 +118,13 @@ class PartContent:
 
 def planned_ranges(rows: int, part_rows: int) -> Iterator[PartRange]:
     """Cut `rows` planned units into ranges of `part_rows` (the last may be shorter)."""
-    for start in range(0, rows, part_rows):
-        yield PartRange(start, min(start + part_rows, rows))
+    yield from cut_range(PartRange(0, rows), part_rows)
+
+
+def cut_range(units: PartRange, part_rows: int) -> Iterator[PartRange]:
+    """Cut a range of planned units into ranges of `part_rows` (the last may be shorter)."""
+    for start in range(units.start, units.stop, part_rows):
+        yield PartRange(start, min(start + part_rows, units.stop))
 
 
 def document_rows(ids: np.ndarray) -> np.ndarray:
