@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 from endpoint import Endpoint, send, well
+from engine_calls import ask, echo
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hornbook.engines import openai_engine
-from hornbook.engines.echo_engine import EchoEngine
-from hornbook.engines.interface import Engine, EngineSettings, Reply, Request, Sampling
+from hornbook.engines.interface import EngineSettings, Reply, Request, Sampling
 from hornbook.engines.openai_engine import OpenAIEngine
 from hornbook.errors import EngineError
 
@@ -28,22 +28,7 @@ def request(text: str, seed: int = 0, choices: tuple[str, ...] = (), tag: str = 
     return Request(({"role": "user", "content": text},), seed, choices, tag)
 
 
-def ask(engine: Engine, requests: list[Request], sampling: Sampling | None = None) -> list[Reply]:
-    async def conversation() -> list[Reply]:
-        await engine.start()
-        try:
-            return await engine.generate(requests, sampling or Sampling())
-        finally:
-            await engine.close()
-
-    return asyncio.run(conversation())
-
-
 # --- echo ------------------------------------------------------------------------------------------------------------
-
-
-def echo(**settings: Any) -> EchoEngine:
-    return EchoEngine(EngineSettings(kind="echo", **settings))
 
 
 @given(prompt=st.text(max_size=200), seed=st.integers(0, 2**63 - 1), limit=st.integers(1, 200))

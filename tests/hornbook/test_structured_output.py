@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
@@ -10,10 +9,10 @@ from typing import Any
 
 import pytest
 from endpoint import Endpoint, send, well
+from engine_calls import ask, echo
 from jsonschema import Draft202012Validator
 
-from hornbook.engines.echo_engine import EchoEngine
-from hornbook.engines.interface import Engine, EngineSettings, Reply, Request, Sampling
+from hornbook.engines.interface import Request, Sampling
 from hornbook.engines.replica import pack_requests, unpack_requests
 from hornbook.engines.schema import violation
 from hornbook.errors import EngineError
@@ -69,21 +68,6 @@ SCHEMAS: list[Any] = [
 
 def request(text: str, schema: Any, seed: int = 0) -> Request:
     return Request(({"role": "user", "content": text},), seed, tag="grades/7", schema=json.dumps(schema))
-
-
-def ask(engine: Engine, requests: list[Request], sampling: Sampling | None = None) -> list[Reply]:
-    async def conversation() -> list[Reply]:
-        await engine.start()
-        try:
-            return await engine.generate(requests, sampling or Sampling())
-        finally:
-            await engine.close()
-
-    return asyncio.run(conversation())
-
-
-def echo(**settings: Any) -> EchoEngine:
-    return EchoEngine(EngineSettings(kind="echo", **settings))
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: json.dumps(schema)[:40])
