@@ -143,7 +143,7 @@ class ThroughStage:
             run="benchmark",
             events=Events(store, "runs/benchmark"),
             stop_requested=lambda: False,
-            open_engine=lambda _: self._pool.handle(),
+            open_engine=lambda settings, wait=True: self._pool.handle(wait),
         )
         finishes = _FinishTimes(self._log)
         stage.run(context)

@@ -28,6 +28,7 @@ from hornbook.partwork import PartMaker
 from hornbook.plan import derive_seed
 from hornbook.settings import Settings, nearest, runtime, validate
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
+from hornbook.stages import own_file
 
 if TYPE_CHECKING:
     from hornbook.engines.pool import EngineHandle
@@ -67,13 +68,15 @@ class Judge(Stage):
     produces = "attributes"
     Settings = JudgeSettings
     inputs: ClassVar[Mapping[str, Input]] = {"documents": Input("documents")}
+    file_settings: ClassVar[tuple[str, ...]] = ("rubric",)
     settings: JudgeSettings
 
     @cached_property
     def asking(self) -> Asking:
         """The rubric, read once, on the driver: a worker need not have a user's file. Raises RecipeError."""
         settings = self.settings
-        return load_asking(settings.rubric, f"stages.{self.name}.rubric", settings.reason, settings.reason_characters)
+        where = f"stages.{self.name}.rubric"
+        return load_asking(settings.rubric, where, settings.reason, settings.reason_characters, self.folder)
 
     def models(self) -> Sequence[str]:
         """Return the judge's model."""
@@ -103,10 +106,10 @@ class Judge(Stage):
         """Grade each part of the input into a part of the same range."""
         documents, settings, artifact = context.input("documents"), self.settings, context.artifact
         earlier = EarlierReplies(artifact.store, []) if context.anew else earlier_replies(artifact, self.kind)
-        maker = JudgePart(settings, self.asking, documents, context.open_engine(settings.engine), earlier, context.seed)
-        totals = context.make_parts(
-            maker, [part.range for part in documents.parts], unit="documents", tokens="completion_tokens"
-        )
+        parts = [part.range for part in documents.parts]
+        engine = context.open_engine(settings.engine, wait=not earlier.cover(parts))
+        maker = JudgePart(settings, self.asking, documents, engine, earlier, context.seed)
+        totals = context.make_parts(maker, parts, unit="documents", tokens="completion_tokens")
         metrics = judge_figures(artifact, self.asking.rubric, settings.score, settings.threshold)
         asked = totals.rows + totals.rejected
         metrics["rejected_share"] = round(totals.rejected / asked, 4) if asked else None
@@ -251,17 +254,20 @@ def grades_of(reply: Reply, asking: Asking) -> Grades:
     return asking.read(reply.text)
 
 
-def load_asking(rubric: str | Rubric, where: str, reason: Reason, reason_characters: int) -> Asking:
+def load_asking(
+    rubric: str | Rubric, where: str, reason: Reason, reason_characters: int, folder: Path | None = None
+) -> Asking:
     """Return how a rubric is asked.
 
     Args:
         rubric: the rubric, its name or the path of its file.
         where: names the setting, for messages.
+        folder: the recipe's, where a file is looked for before the current one.
 
     Raises:
         RecipeError: there is no such rubric, or its file is not one.
     """
-    found = _read_rubric(rubric, where) if isinstance(rubric, str) else rubric
+    found = _read_rubric(rubric, where, folder) if isinstance(rubric, str) else rubric
     return Asking(found, (HERE / "judge.jinja").read_text(encoding="utf-8"), reason, reason_characters)
 
 
@@ -272,10 +278,10 @@ def rubric_identity(rubric: str | Rubric, asking: Asking) -> dict[str, str]:
     return {"rubric": canonical_json(asking.rubric.identity())}
 
 
-def _read_rubric(name: str, where: str) -> Rubric:
+def _read_rubric(name: str, where: str, folder: Path | None) -> Rubric:
     import yaml
 
-    path = _shipped(name) or Path(name).expanduser()
+    path = _shipped(name) or own_file(name, folder) or Path(name).expanduser()
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

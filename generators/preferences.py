@@ -77,6 +77,7 @@ class Preferences(DocumentStage):
     kind: ClassVar[str] = "preferences"
     document_kind: ClassVar[str] = DOCUMENT_KIND
     expected_tokens: ClassVar[int] = 150
+    file_settings: ClassVar[tuple[str, ...]] = ("rubric",)
     Settings = PreferenceSettings
     settings: PreferenceSettings
     inputs: ClassVar[Mapping[str, Input]] = {**DocumentStage.inputs, "model": Input("model", optional=True)}
@@ -84,7 +85,7 @@ class Preferences(DocumentStage):
     @cached_property
     def asking(self) -> Asking:
         """How the judge is asked. Raises RecipeError where there is no such rubric."""
-        return load_asking(self.settings.rubric, f"stages.{self.name}.rubric", "first", 300)
+        return load_asking(self.settings.rubric, f"stages.{self.name}.rubric", "first", 300, self.folder)
 
     def extra_identity(self) -> dict[str, str]:
         """Return what a user's rubric file says."""
@@ -199,6 +200,7 @@ class Preferences(DocumentStage):
         if model is not None:
             settings = self.settings.model_copy(update={"engine": serving(self.settings.engine, model)})
             stage = type(self)(self.name, settings, self.seed)
+            stage.folder = self.folder
         result = super(Preferences, stage).run(context)
         return StageResult({**result.metrics, "pairs": pair_figures(context.artifact)}, result.files)
 

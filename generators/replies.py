@@ -87,6 +87,10 @@ class EarlierReplies:
                     found = {**_read(self.store, folder, record), **found}  # the newest artifact's come first
         return found
 
+    def cover(self, parts: Sequence[PartRange]) -> bool:
+        """Return whether there are replies for the first of these ranges: then an engine may well be asked for nothing."""
+        return bool(parts and self.load(parts[0]))
+
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_parts": None}
 

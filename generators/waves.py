@@ -88,11 +88,11 @@ class _Writers:
         self._stage, self._context = stage, context
         self._opened: dict[str, Writer] | None = None
 
-    def open(self) -> dict[str, Writer]:
-        """Return the writers by settings field."""
+    def open(self, wait: bool) -> dict[str, Writer]:
+        """Return the writers by settings field; `wait` until the engines answer, unless there may be nothing to ask."""
         if self._opened is None:
             self._opened = {
-                name: writer(engine, self._context.open_engine(engine))
+                name: writer(engine, self._context.open_engine(engine, wait))
                 for name, engine in self._stage.engines().items()
             }
         return self._opened
@@ -215,7 +215,8 @@ def _write(
         return
     steered = copy.copy(stage)
     steered.decisions = wave.decisions
-    maker = PromptMaker(steered, writers.open(), context.inputs, earlier, wave.number)
+    opened = writers.open(wait=not earlier.cover(wanted))
+    maker = PromptMaker(steered, opened, context.inputs, earlier, wave.number)
     replace(context, artifact=drafts).make_parts(maker, wanted, tokens="completion_tokens")
 
 

@@ -117,16 +117,21 @@ class StageContexts:
         )
         return context.artifact
 
-    def open_engine(self, settings: Any) -> Any:
+    def open_engine(self, settings: Any, wait: bool = True) -> Any:
         from hornbook.engines.pool import EnginePool
 
         if settings not in self.pools:
             self.pools[settings] = EnginePool(settings)
-        return self.pools[settings].handle()
+        return self.pools[settings].handle(wait)
 
-    def close(self) -> None:
+    def close_engines(self) -> None:
+        """Stop the engines; the next stage that wants one gets a new one."""
         for pool in self.pools.values():
             pool.close()
+        self.pools.clear()
+
+    def close(self) -> None:
+        self.close_engines()
         self.events.close()
 
 

@@ -193,7 +193,7 @@ def named_files(recipe: Path, overrides: Sequence[str] = ()) -> dict[str, Path]:
     """Return the files that settings of a recipe's stages name (`Stage.file_settings`): as named, and where they lie."""
     stages = [entry.stage for entry in load_recipe(str(recipe), overrides).stages.values()]
     named = [getattr(stage.settings, setting) for stage in stages for setting in stage.file_settings]
-    found = {file: own_file(file, recipe.parent) for file in named if file}
+    found = {file: own_file(file, recipe.parent) for file in named if isinstance(file, str) and file}
     return {file: path for file, path in found.items() if path is not None}
 
 

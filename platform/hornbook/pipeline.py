@@ -266,13 +266,13 @@ class _Engines:
             opening.__enter__()
             self._cluster = opening
 
-    def open(self, settings: EngineSettings) -> EngineHandle:
-        """Return a handle to the pool with these settings."""
+    def open(self, settings: EngineSettings, wait: bool = True) -> EngineHandle:
+        """Return a handle to the pool with these settings; `wait` as `EnginePool.handle` has it."""
         from hornbook.engines.pool import EnginePool
 
         if settings not in self._pools:
             self._pools[settings] = EnginePool(settings)
-        return self._pools[settings].handle()
+        return self._pools[settings].handle(wait)
 
     def make_room(self, stage: Any) -> None:
         """Close the pools that hold GPUs and that the stage with these settings does not ask for.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, SupportsIndex
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, SupportsIndex
 
 from hornbook.artifact import Artifact
 from hornbook.errors import DataError, Stopped
@@ -165,6 +165,12 @@ def _of_own_module(source: tuple[str, str, str], name: str) -> Stage:
     return object.__new__(getattr(module, name))
 
 
+class OpenEngine(Protocol):
+    """How a stage gets the handle of an engine pool; see `EnginePool.handle`."""
+
+    def __call__(self, settings: EngineSettings, wait: bool = True) -> EngineHandle: ...  # noqa: D102
+
+
 @dataclass
 class StageContext:
     """What a running stage is given.
@@ -178,7 +184,7 @@ class StageContext:
         run: the run's id.
         events: the run's record.
         stop_requested: whether `hornbook stop` was called.
-        open_engine: returns a handle to a shared engine pool.
+        open_engine: returns a handle to a shared engine pool, once it answers; with `wait=False` at once.
         anew: whether the user wants it made anew, with nothing taken over from earlier artifacts.
     """
 
@@ -190,7 +196,7 @@ class StageContext:
     run: str
     events: Events
     stop_requested: Callable[[], bool]
-    open_engine: Callable[[EngineSettings], EngineHandle]
+    open_engine: OpenEngine
     anew: bool = False
 
     def input(self, role: str) -> Artifact:

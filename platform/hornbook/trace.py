@@ -99,7 +99,7 @@ def trace_token(store: Store, place: str) -> Iterator[str]:
     yield from _trace(store, corpora, documents, "")
 
 
-def _no_engine(settings: object) -> Any:
+def _no_engine(settings: object, wait: bool = True) -> Any:
     raise AssertionError("tracing asks no engine")
 
 

@@ -19,7 +19,8 @@ from hornbook.artifact import THRESHOLD, Artifact, finish_artifact
 from hornbook.documents import Document, content_key, document_id, documents_table
 from hornbook.errors import EngineError, RecipeError
 from hornbook.parts import PartContent, PartRange, commit_part, same_ids
-from hornbook.recipe import check_recipe
+from hornbook.jobs import staged_code
+from hornbook.recipe import check_recipe, load_recipe
 from hornbook.settings import validate
 from hornbook.store import Store
 from training.pack import Pack, PackSettings
@@ -27,10 +28,11 @@ from training.tokenizer import TokenizerStage
 
 ROWS, PART_ROWS = 12, 5
 ECHO = {"kind": "echo"}
+SOUP = "name: soup\ninstruction: Taste.\ncriteria:\n  - {name: salt, question: 'Salty?', minimum: 0, maximum: 3}\n"
 
 
-def judge(**settings: Any) -> Judge:
-    stage = Judge("grades", validate(Judge.Settings, {"engine": ECHO, **settings}, "grades"), 3)
+def judge(name: str = "grades", **settings: Any) -> Judge:
+    stage = Judge(name, validate(Judge.Settings, {"engine": ECHO, **settings}, "grades"), 3)
     stage.check()
     return stage
 
@@ -153,6 +155,23 @@ def test_grading_that_died_asks_only_for_what_is_missing(ray_cluster, stage_cont
     assert graded.manifest.counts["planned"] == ROWS
 
 
+def test_another_threshold_asks_nobody_and_needs_no_engine(ray_cluster, stage_context, endpoint):
+    tales = corpus(stage_context.store, TEXTS)
+    engine = {**endpoint.engine, "max_restarts": 0}
+    grade = {"reason": "Because.", "educational_value": 3}
+    endpoint.answer = lambda _: (200, json.dumps(grade), "stop")
+    first = stage_context.finished(judge("judge-one", engine=engine, threshold=2), documents=[tales])
+    asked = len(endpoint.asked)
+    stage_context.close_engines()
+    endpoint.answer = lambda _: (401, "", "stop")
+    second = stage_context.finished(judge("judge-two", engine=engine, threshold=4), documents=[tales])
+    assert asked == len(endpoint.asked) == ROWS
+    assert rows(first) == rows(second)
+    assert second.manifest.counts["reused"] == ROWS
+    (pool,) = stage_context.pools.values()
+    assert pool.stats().starts == 0, "an engine that is asked nothing does not start"
+
+
 def test_a_pack_stage_keeps_what_reaches_the_threshold(ray_cluster, stage_context, endpoint):
     tales = corpus(stage_context.store, TEXTS)
     graded = stage_context.finished(judge(engine=endpoint.engine, threshold=3), documents=[tales])
@@ -205,17 +224,30 @@ def test_the_mean_of_different_scales_is_refused() -> None:
         judge(rubric=rubric)
 
 
+def test_a_job_takes_the_rubric_along_and_finds_it_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "soup.yaml").write_text(SOUP)
+    stages = {
+        "tales": {"kind": "stories", "rows": 1, "engine": ECHO},
+        "grades": {"kind": "judge", "inputs": {"documents": "tales"}, "rubric": "soup.yaml", "engine": ECHO},
+        "more": {"kind": "judge", "inputs": {"documents": "tales"}, "rubric": "stories", "engine": ECHO},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"name": "recipe", "stages": stages}))
+    with staged_code(tmp_path / "recipe.yaml") as (folder, recipe):
+        (tmp_path / "soup.yaml").unlink()
+        grades = load_recipe(str(folder / recipe)).stages["grades"].stage
+        assert isinstance(grades, Judge) and grades.asking.rubric.name == "soup"
+
+
 def test_a_rubric_file_is_part_of_what_is_made(tmp_path: Path) -> None:
     path = tmp_path / "soup.yaml"
-    text = "name: soup\ninstruction: Taste.\ncriteria:\n  - {name: salt, question: 'Salty?', minimum: 0, maximum: 3}\n"
-    path.write_text(text)
+    path.write_text(SOUP)
     stages = {
         "tales": {"kind": "stories", "rows": 1, "engine": ECHO},
         "grades": {"kind": "judge", "inputs": {"documents": "tales"}, "rubric": str(path), "engine": ECHO},
     }
     before, again = (check_recipe({"name": "x", "stages": stages}, "x").stages["grades"].stage for _ in range(2))
     assert before.extra_identity() == again.extra_identity() != {}
-    path.write_text(text.replace("Salty?", "Too salty?"))
+    path.write_text(SOUP.replace("Salty?", "Too salty?"))
     changed = check_recipe({"name": "x", "stages": stages}, "x").stages["grades"].stage
     assert changed.extra_identity() != before.extra_identity()
 

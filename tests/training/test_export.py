@@ -41,11 +41,11 @@ def model_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 def export(
-    source: Artifact, pools: list[Any], open_engine: Callable[[Any], Any] | None = None, **settings: Any
+    source: Artifact, pools: list[Any], open_engine: Callable[..., Any] | None = None, **settings: Any
 ) -> Artifact:
     from hornbook.engines.pool import EnginePool
 
-    def open_pool(engine: Any) -> Any:
+    def open_pool(engine: Any, wait: bool = True) -> Any:
         pools.append(EnginePool(engine))
         return pools[-1].handle()
 

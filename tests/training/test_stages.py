@@ -34,7 +34,7 @@ SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def no_engine(settings: Any) -> Any:
+def no_engine(settings: Any, wait: bool = True) -> Any:
     raise AssertionError("no engine is needed here")
 
 

@@ -47,21 +47,28 @@ class EnginePool:
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
         self._handle: EngineHandle | None = None
+        self._ready = False
 
-    def handle(self) -> EngineHandle:
+    def handle(self, wait: bool = True) -> EngineHandle:
         """Return the handle for workers; the first call starts the replicas and waits until they answer.
+
+        Args:
+            wait: False for work that may turn out to need no engine: each replica then loads its model when it is first
+                asked, if ever, and the caller who asks gets the error where it cannot.
 
         Raises EngineError or ModelError with the cause when the engine cannot start, ClusterError when the cluster has
         too few GPUs.
         """
         if self._handle is None:
-            handle = self._create()
+            self._handle = self._create(when="starting" if wait else "when it is needed, starting")
+        if wait and not self._ready:
             try:
-                _wait_until_ready(handle, self.settings)
+                _wait_until_ready(self._handle, self.settings)
             except BaseException:
+                handle, self._handle = self._handle, None
                 _stop(handle, gracefully=False)
                 raise
-            self._handle = handle
+            self._ready = True
         return self._handle
 
     def stats(self) -> EngineStats:
@@ -74,6 +81,7 @@ class EnginePool:
         """Stop the replicas and whatever processes they started."""
         if self._handle is not None:
             handle, self._handle = self._handle, None
+            self._ready = False
             _stop(handle, gracefully=True)
 
     def __enter__(self) -> EnginePool:
@@ -84,14 +92,14 @@ class EnginePool:
     ) -> None:
         self.close()
 
-    def _create(self) -> EngineHandle:
+    def _create(self, when: str) -> EngineHandle:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         if self.settings.kind == "vllm":
             models.digest(self.settings.model)  # An unknown model is said here, before an actor waits for resources.
         replicas, gpus = _layout(self.settings, int(expected_gpus()))
-        print(_announcement(self.settings, replicas, gpus), file=sys.stderr, flush=True)
+        print(_announcement(self.settings, replicas, gpus, when), file=sys.stderr, flush=True)
         # Replicas find the ledger by name: a handle among a constructor's arguments can be lost before a restart. And it
         # lives beside the driver: on a spot node it could go, and with it the budget and every replica's way back.
         ledger_name = f"hornbook-engine-ledger-{uuid.uuid4().hex}"
@@ -250,11 +258,11 @@ def _layout(settings: EngineSettings, cluster_gpus: int) -> tuple[int, int]:
     return settings.replicas or cluster_gpus // settings.tensor_parallel, settings.tensor_parallel
 
 
-def _announcement(settings: EngineSettings, replicas: int, gpus: int) -> str:
+def _announcement(settings: EngineSettings, replicas: int, gpus: int, when: str) -> str:
     """Return the line that says what is being started: a model may take half a minute to load."""
     each = f", {gpus} GPU{'s' if gpus > 1 else ''} each" if gpus else ""
     copies = f" ({replicas} replica{'s' if replicas > 1 else ''}{each})" if replicas > 1 or gpus else ""
-    return f"starting the engine {settings.kind} with {settings.model}{copies} ..."
+    return f"{when} the engine {settings.kind} with {settings.model}{copies} ..."
 
 
 def _wait_until_ready(handle: EngineHandle, settings: EngineSettings) -> None:

@@ -35,6 +35,7 @@ Packed = list[tuple[Any, ...]]
 class EngineStats:
     """What the replicas of a pool have done so far; seconds are summed over replicas.
 
+    `starts` counts the replicas that loaded their engine, `restarts` those that did so again after they died.
     `money` is what was spent at the engine settings' prices, in their currency; 0 where they name none.
     """
 
@@ -42,6 +43,7 @@ class EngineStats:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     errors: int = 0
+    starts: int = 0
     restarts: int = 0
     in_flight: int = 0
     busy_seconds: float = 0.0
@@ -85,9 +87,12 @@ class Ledger:
 
     def stats(self) -> EngineStats:
         """Return the sums."""
-        restarts = sum(starts - 1 for starts in self._starts.values())
         return replace(
-            self._total, restarts=restarts, in_flight=sum(self._in_flight.values()), money=self._budget.spent.money
+            self._total,
+            starts=len(self._starts),
+            restarts=sum(starts - 1 for starts in self._starts.values()),
+            in_flight=sum(self._in_flight.values()),
+            money=self._budget.spent.money,
         )
 
 
