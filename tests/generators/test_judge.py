@@ -18,8 +18,8 @@ from generators.judge_figures import judge_figures
 from hornbook.artifact import THRESHOLD, Artifact, finish_artifact
 from hornbook.documents import Document, content_key, document_id, documents_table
 from hornbook.errors import EngineError, RecipeError
-from hornbook.parts import PartContent, PartRange, commit_part, same_ids
 from hornbook.jobs import staged_code
+from hornbook.parts import PartContent, PartRange, commit_part, same_ids
 from hornbook.recipe import check_recipe, load_recipe
 from hornbook.settings import validate
 from hornbook.store import Store
