@@ -35,8 +35,8 @@ class Refused(Exception):
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
+        self.reason = str(reason)
+        self.detail = str(detail)
 
 
 class CheckSettings(Settings):

@@ -7,9 +7,11 @@ the threshold), or through their passages where a long document has several. A w
 from __future__ import annotations
 
 import bisect
+import copy
 import itertools
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,7 +23,8 @@ from pydantic import Field
 
 from generators.prompted import Prompt, PromptedStage, PromptSettings
 from hornbook.artifact import Artifact
-from hornbook.errors import DataError
+from hornbook.documents import KEY_BYTES
+from hornbook.errors import DataError, RecipeError
 from hornbook.parts import PartCommit
 from hornbook.scores import ScoreFilter
 from hornbook.stage import Expected, Input, StageContext
@@ -36,6 +39,9 @@ TAG = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 CHARACTERS_PER_TOKEN = 4  # of English, for estimates only
+TRIAL_TEXT = (
+    "A mill stands by the river. Its wheel turns day and night, and the miller grinds the corn of the valley.\n\n" * 5
+)
 
 
 @dataclass(frozen=True)
@@ -173,6 +179,21 @@ class DocumentStage(PromptedStage):
         """Length of the passages that rows are counted through; 0: whole documents."""
         return 0
 
+    def check(self) -> None:
+        """As for any kind, with a made-up document in the place of those that are still to be made.
+
+        It finds what is wrong with the template; a kind may well refuse that document, or miss something in it.
+        """
+        super().check()
+        trial = copy.copy(self)
+        trial.source = lambda row: (SourceDocument(TRIAL_TEXT, bytes(KEY_BYTES), {}, {}), 0)  # type: ignore[method-assign]
+        try:
+            trial.prompt(0)
+        except RecipeError:
+            raise
+        except Exception:  # documents of the kind that it wants will tell
+            return
+
     @staticmethod
     def quoted(prompt: Prompt) -> str:
         """Return what a prompt of this stage quotes."""
@@ -196,7 +217,10 @@ class DocumentStage(PromptedStage):
                 else f"{self.name}: there are no documents to write from",
                 "lower minimum_score, or look at the rejects of its inputs",
             )
-        return min(self.settings.planned_rows, len(self.reader) * self.per_source)
+        wanted, possible = self.settings.planned_rows, len(self.reader) * self.per_source
+        if possible < wanted and "rows" in self.settings.model_fields_set:
+            print(f"{self.name}: {possible:,} rows, not {wanted:,}: that many its documents give", file=sys.stderr)
+        return min(wanted, possible)
 
     def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
         """As `planned`, from what the input is expected to hold."""
@@ -204,7 +228,8 @@ class DocumentStage(PromptedStage):
         if self.passage_characters:
             tokens = sum(found.tokens or 0 for found in inputs.get("documents", ()))
             documents = max(documents, tokens * CHARACTERS_PER_TOKEN // self.passage_characters)
-        return self.expected_of(min(self.settings.planned_rows, documents * self.per_source))
+        rows = min(self.settings.planned_rows, documents * self.per_source) * self.settings.samples
+        return self.expected_of(min(rows, self.settings.accepted or rows))
 
     def open(self, inputs: Mapping[str, Sequence[Artifact]]) -> None:
         """Find out where each document lies, unless the driver did; called once in each worker."""

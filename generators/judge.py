@@ -17,12 +17,13 @@ import pyarrow as pa
 from pydantic import Field
 
 from generators.judge_figures import judge_figures
-from generators.replies import ROLE, Call, EarlierReplies, earlier_replies, replies_bytes
+from generators.replies import ROLE, SAVED, Call, EarlierReplies, ask_each, earlier_replies, replies_bytes
 from generators.rubric import MEAN, Asking, Grades, NotGraded, Reason, Rubric
 from hornbook.artifact import THRESHOLD, Artifact
 from hornbook.documents import KEY_BYTES, Reject, canonical_json, generated_key, rejects_table
 from hornbook.engines.interface import EngineSettings, Reply, Request, Sampling
 from hornbook.errors import RecipeError
+from hornbook.models import short_name
 from hornbook.parts import PartCommit, PartContent, PartRange, same_ids
 from hornbook.partwork import PartMaker
 from hornbook.plan import derive_seed
@@ -105,11 +106,12 @@ class Judge(Stage):
     def run(self, context: StageContext) -> StageResult:
         """Grade each part of the input into a part of the same range."""
         documents, settings, artifact = context.input("documents"), self.settings, context.artifact
-        earlier = EarlierReplies(artifact.store, []) if context.anew else earlier_replies(artifact, self.kind)
+        earlier = earlier_replies(artifact, self.kind, context.anew)
         parts = [part.range for part in documents.parts]
         engine = context.open_engine(settings.engine, wait=not earlier.cover(parts))
         maker = JudgePart(settings, self.asking, documents, engine, earlier, context.seed)
         totals = context.make_parts(maker, parts, unit="documents", tokens="completion_tokens")
+        artifact.store.delete(f"{artifact.folder}/{SAVED}")
         metrics = judge_figures(artifact, self.asking.rubric, settings.score, settings.threshold)
         asked = totals.rows + totals.rejected
         metrics["rejected_share"] = round(totals.rejected / asked, 4) if asked else None
@@ -183,15 +185,23 @@ class JudgePart(PartMaker):
 
     async def _ask(self, part: PartRange, documents: Sequence[Mapping[str, Any]]) -> list[Call]:
         """Return the judge's reply to each document: an earlier one where the same was asked, else a new one."""
-        known = await asyncio.to_thread(self.earlier.load, part) if self.earlier.folders else {}
+        known = await asyncio.to_thread(self.earlier.load, part)
         requests = [self._request(row) for row in documents]
         keys = [generated_key(asked.messages, self.revision, self.asked_with, asked.seed) for asked in requests]
-        missing = [asked for asked, key in zip(requests, keys, strict=True) if key not in known]
-        new = iter(await self.engine.generate(missing, self.settings.sampling))
-        return [
-            Call(row["id"], key, known[key] if key in known else next(new), reused=key in known)
-            for row, key in zip(documents, keys, strict=True)
-        ]
+        found = [known.find(key) for key in keys]
+        missing = [asked for asked, (reply, _) in zip(requests, found, strict=True) if reply is None]
+        new = iter(await ask_each(self.engine, self.settings.engine, missing, self.settings.sampling))
+        calls, failure = [], None
+        for row, key, (reply, reused) in zip(documents, keys, found, strict=True):
+            answer = next(new) if reply is None else reply
+            if isinstance(answer, Reply):
+                calls.append(Call(row["id"], key, answer, reused))
+            else:
+                failure = failure or answer
+        if failure is not None:
+            await asyncio.to_thread(self.earlier.save, part, calls)
+            raise failure
+        return calls
 
     def _request(self, row: Mapping[str, Any]) -> Request:
         messages = self.asking.messages(row["text"][: self.settings.characters])
@@ -205,7 +215,7 @@ class JudgePart(PartMaker):
             **grades.values,
             "reason": grades.reason,
             "characters": min(len(row["text"]), self.settings.characters),
-            "judge": self.settings.engine.model,
+            "judge": short_name(self.settings.engine.model),
             "revision": self.revision,
         }
 

@@ -24,6 +24,7 @@ from hornbook.artifact import Artifact
 from hornbook.chat import Message, chat_of, plain_text
 from hornbook.dice import CHARACTERS, ngram_dice
 from hornbook.engines.interface import EngineSettings, Reply, Sampling
+from hornbook.models import short_name
 from hornbook.preference import DOCUMENT_KIND, Preference, preference_meta, preference_text
 from hornbook.stage import Input, StageContext, StageResult
 
@@ -129,7 +130,7 @@ class Preferences(DocumentStage):
         replies = await asyncio.gather(*calls)
         rejected = self._answer(replies[0], "rejected")
         chosen = prompt.answer if stronger is None else self._answer(replies[1], "chosen")
-        return chosen, rejected, {"chosen_by": DATA if stronger is None else stronger.model}
+        return chosen, rejected, {"chosen_by": DATA if stronger is None else short_name(stronger.model)}
 
     async def _ranked(self, prompt: PairPrompt, ask: Ask) -> tuple[str, str, dict[str, Any]]:
         """Return the best and the worst of the model's answers."""
@@ -152,7 +153,7 @@ class Preferences(DocumentStage):
             raise Refused("small-margin", f"grades from {worst[0]:g} to {best[0]:g}")
         judge = self.settings.judge or self.settings.engine
         grades = {"chosen": best[0], "rejected": worst[0], "all": sorted(found for found, _ in scores)}
-        return best[1], worst[1], {"chosen_by": judge.model, "grades": grades}
+        return best[1], worst[1], {"chosen_by": short_name(judge.model), "grades": grades}
 
     async def _grade(self, prompt: PairPrompt, answer: str, ask: Ask) -> float | str:
         """Return an answer's grade, or the reason why there is none."""

@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from generators.checks import CheckSettings, NearDuplicateSieve, Refused, check_text
 from generators.diversity import DiversitySettings
+from generators.kind_faults import describe, usable_prompt
 from hornbook.artifact import Artifact
 from hornbook.engines.interface import EngineSettings, Messages, Reply, Sampling, engines_of
 from hornbook.errors import RecipeError
@@ -240,7 +241,13 @@ class PromptedStage(Stage):
 
     def planned(self, context: StageContext) -> int:
         """Return the most rows (prompts) that the plan may reach."""
-        return self.settings.planned_rows
+        return self.most_rows
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows that the settings allow, and no more than there are distinct prompts."""
+        wanted = self.settings.planned_rows
+        return wanted if self.combinations is None else min(wanted, len(self.combinations))
 
     @cached_property
     def writers(self) -> list[tuple[str, EngineSettings, Sampling]]:
@@ -295,7 +302,9 @@ class PromptedStage(Stage):
                     f"stages.{self.name}.{name}: end_bias: an endpoint does not say which token ends its model's replies",
                     "set sampling.end_bias: 0, or use the vllm engine",
                 )
-        if not self.inputs:  # else the first prompt needs documents that are not there yet
+        if self.inputs:  # its first prompt needs documents that are not there yet
+            self.check_templates()
+        else:
             self.check_prompt()
 
     def check_prompt(self) -> None:
@@ -314,14 +323,28 @@ class PromptedStage(Stage):
             raise
         except Exception as error:
             raise RecipeError(
-                f"stages.{self.name}: the kind {self.kind!r} fails to make its first prompt: {type(error).__name__}: {error}"
+                f"stages.{self.name}: the kind {self.kind!r} fails to make its first prompt: {describe(error)}"
             ) from error
-        if not isinstance(prompt, Prompt):
-            raise RecipeError(f"stages.{self.name}: prompt() of kind {self.kind!r} returns {prompt!r}, not a Prompt")
+        try:
+            usable_prompt(prompt)
+        except Refused as refused:
+            raise RecipeError(
+                f"stages.{self.name}: the first prompt of the kind {self.kind!r}: {refused.detail}"
+            ) from None
+
+    def check_templates(self) -> None:
+        """Compile the kind's templates: a mistake in their syntax is found before the inputs are made."""
+        import jinja2
+
+        try:
+            _ = self._compiled
+        except jinja2.TemplateError as error:
+            raise RecipeError(f"stages.{self.name}: a prompt of kind {self.kind!r} is no template: {error}") from None
 
     def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
         """Planned rows, and tokens at the kind's usual length."""
-        return self.expected_of(self.settings.accepted or self.settings.planned_rows * self.settings.samples)
+        rows = self.most_rows * self.settings.samples
+        return self.expected_of(min(rows, self.settings.accepted or rows))
 
     def expected_of(self, rows: int) -> Expected:
         """Return what so many rows are expected to be."""

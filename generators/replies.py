@@ -2,27 +2,35 @@
 
 A reply's key hashes the messages, the model's revision, the sampling and the seed. When a prompt, a model, a parser or a
 setting changes, the artifact is a new one; but each row whose request still has the same key takes the earlier reply over.
+And where a part fails half-way (a budget is spent, an endpoint goes down), what was answered is saved for the next attempt.
 """
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 import json
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from hornbook.artifact import ARTIFACTS, MANIFEST, Artifact
 from hornbook.documents import KEY_BYTES
-from hornbook.engines.interface import Reply
+from hornbook.engines.interface import EngineSettings, Reply, Request, Sampling
 from hornbook.errors import StoreError
 from hornbook.parts import PartCommit, PartRange, parquet_bytes, read_commits, read_part
 from hornbook.store import Store
 
+if TYPE_CHECKING:
+    from hornbook.engines.pool import EngineHandle
+
 ROLE = "replies"
 DRAFTS = "drafts"
+SAVED = "saved"
 MOST_ARTIFACTS = 4
 """Earlier artifacts that are looked through: the newest."""
 
@@ -68,45 +76,100 @@ def replies_bytes(calls: Iterable[Call]) -> bytes:
 
 
 @dataclass
+class KnownReplies:
+    """The replies that are there for a range of planned units, by key.
+
+    Attributes:
+        earlier: those of other artifacts, to be taken over.
+        saved: those of this artifact's own earlier attempts.
+    """
+
+    earlier: dict[bytes, Reply] = field(default_factory=dict)
+    saved: dict[bytes, Reply] = field(default_factory=dict)
+
+    def find(self, key: bytes) -> tuple[Reply | None, bool]:
+        """Return the reply with a key, and whether it is another artifact's."""
+        if key in self.saved:
+            return self.saved[key], False
+        return self.earlier.get(key), key in self.earlier
+
+
+@dataclass
 class EarlierReplies:
-    """Looks replies up in earlier artifacts of a kind. Can be pickled; each worker reads what it needs."""
+    """Looks replies up in earlier artifacts of a kind, and in this one's earlier attempts.
+
+    Can be pickled; each worker reads what it needs.
+
+    Attributes:
+        own: folder of the artifact that is being made.
+        folders: those of earlier ones, the newest first.
+    """
 
     store: Store
+    own: str
     folders: Sequence[str]
     _parts: list[tuple[str, list[PartCommit]]] | None = field(default=None, repr=False)
+    _saved: list[tuple[PartRange, str]] | None = field(default=None, repr=False)
 
-    def load(self, part: PartRange) -> dict[bytes, Reply]:
-        """Return the earlier replies of a range of planned units, by key."""
-        found: dict[bytes, Reply] = {}
+    def load(self, part: PartRange) -> KnownReplies:
+        """Return the replies that are there for a range of planned units."""
+        known = KnownReplies()
         for folder, records in self._known():
             first = max(0, bisect.bisect_right([record.start for record in records], part.start) - 1)
             for record in records[first:]:
                 if record.start >= part.stop:
                     break
-                if record.stop > part.start:
-                    found = {**_read(self.store, folder, record), **found}  # the newest artifact's come first
-        return found
+                if record.stop > part.start:  # the newest artifact's come first
+                    known.earlier = {**_read(self.store, folder, record), **known.earlier}
+        for units, name in self._known_saved():
+            if units.start < part.stop and part.start < units.stop:
+                known.saved |= _replies(pq.read_table(pa.BufferReader(self.store.read(name))))
+        return known
+
+    def save(self, part: PartRange, calls: Iterable[Call]) -> None:
+        """Keep the replies of a part that cannot be made now, so that the next attempt does not ask, and pay, for them again."""
+        made = [call for call in calls if not call.reused and call.reply.finish_reason != "error"]
+        if made:
+            name = f"{part.start}-{part.stop}-{uuid.uuid4().hex[:12]}.parquet"
+            self.store.write(f"{self.own}/{SAVED}/{name}", replies_bytes(made))
 
     def cover(self, parts: Sequence[PartRange]) -> bool:
         """Return whether there are replies for the first of these ranges: then an engine may well be asked for nothing."""
-        return bool(parts and self.load(parts[0]))
+        return bool(parts and self.load(parts[0]).earlier)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_parts": None}
+        return {**vars(self), "_parts": None, "_saved": None}
 
     def _known(self) -> list[tuple[str, list[PartCommit]]]:
         if self._parts is None:
             self._parts = [(folder, list(_records(self.store, folder))) for folder in self.folders]
         return self._parts
 
+    def _known_saved(self) -> list[tuple[PartRange, str]]:
+        if self._saved is None:
+            names = [name for name in self.store.names(f"{self.own}/{SAVED}") if name.endswith(".parquet")]
+            bounds = [(int(start), int(stop)) for start, stop, _ in (name.split("-") for name in names)]
+            self._saved = [
+                (PartRange(start, stop), f"{self.own}/{SAVED}/{name}")
+                for (start, stop), name in zip(bounds, names, strict=True)
+            ]
+        return self._saved
 
-def earlier_replies(artifact: Artifact, kind: str) -> EarlierReplies:
-    """Return where replies for a kind's new artifact may be found: the newest artifacts of that kind, unfinished ones too."""
+
+def earlier_replies(artifact: Artifact, kind: str, anew: bool = False) -> EarlierReplies:
+    """Return where replies for a kind's new artifact may be found: the newest artifacts of that kind, unfinished ones too.
+
+    `anew` takes nothing over from other artifacts.
+    """
     store = artifact.store
+    if anew:
+        return EarlierReplies(store, artifact.folder, [])
     names = [name for name in store.names(ARTIFACTS) if name.rpartition("-")[0] == kind]
     others = [folder for name in names if (folder := f"{ARTIFACTS}/{name}") != artifact.folder]
     newest = sorted(others, key=lambda folder: _age(store, folder), reverse=True)[:MOST_ARTIFACTS]
-    return EarlierReplies(store, [place for folder in newest for place in (folder, f"{folder}/{DRAFTS}")])
+    return EarlierReplies(
+        store, artifact.folder, [place for folder in newest for place in (folder, f"{folder}/{DRAFTS}")]
+    )
 
 
 def _age(store: Store, folder: str) -> float:
@@ -129,9 +192,12 @@ def _records(store: Store, folder: str) -> Iterable[PartCommit]:
 
 def _read(store: Store, folder: str, record: PartCommit) -> dict[bytes, Reply]:
     try:
-        table = read_part(store, folder, record, ROLE)
+        return _replies(read_part(store, folder, record, ROLE))
     except StoreError:
         return {}
+
+
+def _replies(table: pa.Table) -> dict[bytes, Reply]:
     return {
         row["key"]: Reply(
             row["text"],
@@ -142,3 +208,17 @@ def _read(store: Store, folder: str, record: PartCommit) -> dict[bytes, Reply]:
         )
         for row in table.to_pylist()
     }
+
+
+async def ask_each(
+    handle: EngineHandle, settings: EngineSettings, requests: Sequence[Request], sampling: Sampling
+) -> list[Reply | BaseException]:
+    """Return a reply to each request, or what went wrong with it, once all have ended.
+
+    An endpoint is asked for one at a time: what it answered, and charged, is kept whatever becomes of the others.
+    """
+    if settings.kind != "openai":
+        return list(await handle.generate(requests, sampling))
+    asked = [handle.generate([request], sampling) for request in requests]
+    ended = await asyncio.gather(*asked, return_exceptions=True)
+    return [end if isinstance(end, BaseException) else end[0] for end in ended]

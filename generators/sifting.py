@@ -11,16 +11,18 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from generators.diversity import Wave, cell_of, steer_next
-from generators.prompted import PromptedStage
+from generators.kind_faults import kind_error
+from generators.prompted import PromptedStage, Sieve
 from generators.replies import DRAFTS, ROLE
 from hornbook.artifact import Artifact
-from hornbook.documents import REJECT_SCHEMA, planned_row
+from hornbook.documents import REJECT_SCHEMA, canonical_json, planned_row
 from hornbook.parts import PartContent, PartRange, commit_part, cut_range, read_commit, read_part
 from hornbook.store import Store
 
@@ -39,9 +41,14 @@ class Sifter:
 
     def __init__(self, stage: PromptedStage, artifact: Artifact) -> None:
         self.stage, self.artifact = stage, artifact
-        self.sieves = stage.sieves()
         self.accepted = 0
         self.wave = Wave()
+
+    @cached_property
+    def sieves(self) -> list[Sieve]:
+        """The checks against earlier rows, with what they remember."""
+        with kind_error(self.stage, "sieves()"):
+            return list(self.stage.sieves())
 
     def sift(self, units: PartRange) -> int:
         """Commit the next units of a wave, whose drafts are all there; return how many rows are accepted so far in all.
@@ -63,7 +70,8 @@ class Sifter:
         figures = wave.figures(settings)
         learned: dict[str, Any] = {}
         if self.stage.learns:
-            learned = dict(self.stage.learn(self._documents(units)))
+            with kind_error(self.stage, "learn()"):
+                learned = json.loads(canonical_json(dict(self.stage.learn(self._documents(units)))))
         if settings.steer:
             heat = self.stage.settings.sampling.temperature
             learned["steer"] = steer_next(decisions.get("steer", {}), wave, figures, settings, heat)
@@ -86,8 +94,7 @@ class Sifter:
         """Give documents of an earlier attempt to the sieves."""
         if self.sieves:
             for text, meta in zip(table["text"].to_pylist(), table["meta"].to_pylist(), strict=True):
-                for sieve in self.sieves:
-                    sieve.add(text, json.loads(meta))
+                self._add(text, json.loads(meta))
         return table
 
     def _commit(self, part: PartRange) -> pa.Table:
@@ -119,15 +126,25 @@ class Sifter:
                 refused[number] = ("surplus", f"{limit:,} rows were accepted before it")
                 continue
             meta = json.loads(raw) if self.sieves else {}
-            for sieve in self.sieves:
-                if detail := sieve.refuses(text, meta):
-                    refused[number] = (sieve.reason, detail)
-                    break
+            if found := self._refusal(text, meta):
+                refused[number] = found
             else:
-                for sieve in self.sieves:
-                    sieve.add(text, meta)
+                self._add(text, meta)
                 kept += 1
         return refused
+
+    def _refusal(self, text: str, meta: Mapping[str, Any]) -> tuple[str, str] | None:
+        """Return the reason and the detail of the first sieve that does not let a document pass."""
+        for sieve in self.sieves:
+            with kind_error(self.stage, f"the sieve {type(sieve).__name__}"):
+                if detail := sieve.refuses(text, meta):
+                    return sieve.reason, str(detail)
+        return None
+
+    def _add(self, text: str, meta: Mapping[str, Any]) -> None:
+        for sieve in self.sieves:
+            with kind_error(self.stage, f"the sieve {type(sieve).__name__}"):
+                sieve.add(text, meta)
 
 
 def _seeds(table: pa.Table) -> list[str]:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from generators.diversity import EVERYWHERE, SMALLEST_CELL, summary
+from generators.kind_faults import kind_error
 from generators.prompted import PromptedStage
-from generators.replies import DRAFTS, EarlierReplies, earlier_replies
+from generators.replies import DRAFTS, SAVED, EarlierReplies, earlier_replies
 from generators.sifting import Sifted, Sifter
 from generators.writing import PromptMaker, Writer, writer
 from hornbook.artifact import Artifact, sum_counts, sum_reasons
@@ -55,9 +56,7 @@ def run_waves(stage: PromptedStage, context: StageContext) -> StageResult:
     if limit:
         _check_first_prompt(stage, context)
     engines = _Writers(stage, context)
-    earlier = (
-        EarlierReplies(context.artifact.store, []) if context.anew else earlier_replies(context.artifact, stage.kind)
-    )
+    earlier = earlier_replies(context.artifact, stage.kind, context.anew)
     sifter = _RemoteSifter(stage, context)
     waves: list[dict[str, Any]] = []
     sifted = Sifted(0)
@@ -165,7 +164,8 @@ def _check_first_prompt(stage: PromptedStage, context: StageContext) -> None:
     """Find a kind or template that cannot make a prompt before an engine is started for it."""
     _ = stage.templates  # read here, so that they travel
     first = copy.copy(stage)
-    first.open(context.inputs)
+    with kind_error(stage, "open()"):
+        first.open(context.inputs)
     first.check_prompt()
 
 
@@ -223,6 +223,7 @@ def _write(
 def _drop_drafts(artifact: Artifact) -> None:
     """Delete what was sifted; the replies stay: they are the parts' own files now."""
     store, drafts = artifact.store, f"{artifact.folder}/{DRAFTS}"
+    store.delete(f"{artifact.folder}/{SAVED}")
     for name in ("parts", "data", "rejects"):
         store.delete(f"{drafts}/{name}")
 
@@ -316,9 +317,14 @@ def _too_few(stage: PromptedStage, artifact: Artifact, accepted: int, planned: i
     reasons = sum_reasons(read_commits(artifact.store, artifact.folder))
     common = ", ".join(f"{reason} {count:,}" for reason, count in Counter(reasons).most_common(4))
     settings = stage.settings
+    outcome = f"{stage.name}: {accepted:,} of {settings.accepted:,} rows were accepted after {planned:,} planned ones"
+    look = "or ask for fewer, or mend what is rejected: `hornbook show` lists examples"
+    if planned < settings.planned_rows * settings.samples:
+        return DataError(
+            f"{outcome}: there are no more distinct prompts; rejected: {common or 'none'}",
+            f"{stage.too_many_rows}; {look}",
+        )
     return DataError(
-        f"{stage.name}: {accepted:,} of {settings.accepted:,} rows were accepted after {planned:,} planned ones, the most "
-        f"that the settings allow; rejected: {common or 'none'}",
-        "raise over_generation (or rows) and run again, it goes on from here; or ask for fewer, or mend what is rejected: "
-        "`hornbook show` lists examples",
+        f"{outcome}, the most that the settings allow; rejected: {common or 'none'}",
+        f"raise over_generation (or rows) and run again, it goes on from here; {look}",
     )

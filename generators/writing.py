@@ -14,8 +14,9 @@ from functools import lru_cache
 
 from generators.checks import Refused
 from generators.diversity import Steering, cell_of
+from generators.kind_faults import describe, kind_error, usable_parsed, usable_prompt
 from generators.prompted import Parsed, Prompt, PromptedStage
-from generators.replies import ROLE, Call, EarlierReplies, replies_bytes
+from generators.replies import ROLE, Call, EarlierReplies, KnownReplies, replies_bytes
 from hornbook.artifact import Artifact
 from hornbook.documents import (
     Document,
@@ -29,8 +30,8 @@ from hornbook.documents import (
 )
 from hornbook.engines.interface import EngineSettings, Messages, Reply, Request, Sampling
 from hornbook.engines.pool import EngineHandle
-from hornbook.errors import HornbookError
-from hornbook.models import digest
+from hornbook.errors import EngineError, HornbookError
+from hornbook.models import digest, short_name
 from hornbook.parts import PartContent, PartRange
 from hornbook.partwork import PartMaker
 from hornbook.plan import derive_seed
@@ -38,9 +39,10 @@ from hornbook.plan import derive_seed
 
 @dataclass(frozen=True)
 class Writer:
-    """An engine that rows may ask: its handle, and what of it enters keys and lineage."""
+    """An engine that rows may ask: its handle, its settings, and what of it enters keys and lineage."""
 
     handle: EngineHandle
+    settings: EngineSettings
     model: str
     revision: str
 
@@ -48,7 +50,7 @@ class Writer:
 def writer(settings: EngineSettings, handle: EngineHandle) -> Writer:
     """Return the writer of an engine that was opened."""
     revision = digest(settings.model) if settings.kind == "vllm" else f"{settings.kind}:{settings.model}"
-    return Writer(handle, settings.model, revision)
+    return Writer(handle, settings, short_name(settings.model), revision)
 
 
 @dataclass
@@ -91,45 +93,45 @@ class PromptMaker(PartMaker):
 
     def setup(self) -> None:
         """Open the stage's inputs."""
-        self.stage.open(self.inputs)
+        with kind_error(self.stage, "open()"):
+            self.stage.open(self.inputs)
 
     async def make(self, part: PartRange) -> PartContent:
         """Write a range of units; what an earlier artifact has replies for is not asked again."""
-        known = await asyncio.to_thread(self.earlier.load, part) if self.earlier.folders else {}
+        known = await asyncio.to_thread(self.earlier.load, part)
         together = _Together()
-        units = range(part.start, part.stop)
-        rows = await asyncio.gather(*(self._row(unit, known, together) for unit in units))
+        rows = [WrittenRow(unit) for unit in range(part.start, part.stop)]
+        ended = await asyncio.gather(*(self._write(row, known, together) for row in rows), return_exceptions=True)
+        if failure := next(filter(None, ended), None):
+            await asyncio.to_thread(self.earlier.save, part, [call for row in rows for call in row.calls])
+            raise failure
         return self._content(rows)
 
-    async def _row(self, unit: int, known: Mapping[bytes, Reply], together: _Together) -> WrittenRow:
-        written = WrittenRow(unit)
+    async def _write(self, written: WrittenRow, known: KnownReplies, together: _Together) -> None:
         try:
-            prompt = written.prompt = self._prompt(unit // self.stage.settings.samples)
+            prompt = written.prompt = self._prompt(written.unit // self.stage.settings.samples)
             asker = _Asker(self, written, known, together)
             parsed = await self._parsed(prompt, asker)
             written.document = self._document(written, prompt, parsed)
         except Refused as refused:
             written.refused = refused
-        return written
 
     def _prompt(self, row: int) -> Prompt:
         try:
-            return self.stage.prompt(row)
+            return usable_prompt(self.stage.prompt(row))
         except (Refused, HornbookError):
             raise
         except Exception as error:  # a user's kind may do anything: the row is a reject that says what
-            raise Refused("prompt-failed", f"{type(error).__name__}: {error}") from error
+            raise Refused("prompt-failed", describe(error)) from error
 
     async def _parsed(self, prompt: Prompt, asker: _Asker) -> Parsed:
         try:
-            parsed = await self.stage.write(prompt, asker)
-            if not isinstance(parsed, Parsed) or not isinstance(parsed.text, str):
-                raise Refused("parse-failed", f"parse() returned {parsed!r:.200}, not a Parsed")
+            parsed = usable_parsed(await self.stage.write(prompt, asker))
             self.stage.check_text(prompt, parsed.text)
         except (Refused, HornbookError):
             raise
         except Exception as error:
-            raise Refused("parse-failed", f"{type(error).__name__}: {error}") from error
+            raise Refused("parse-failed", describe(error)) from error
         return parsed
 
     def _document(self, written: WrittenRow, prompt: Prompt, parsed: Parsed) -> Document:
@@ -194,9 +196,7 @@ def sampling_seed(stage: PromptedStage, unit: int, call: int = 0) -> int:
 class _Asker:
     """`Ask` for one planned unit."""
 
-    def __init__(
-        self, maker: PromptMaker, written: WrittenRow, known: Mapping[bytes, Reply], together: _Together
-    ) -> None:
+    def __init__(self, maker: PromptMaker, written: WrittenRow, known: KnownReplies, together: _Together) -> None:
         self.maker, self.written, self.known, self.together = maker, written, known, together
         self.made = 0
 
@@ -223,12 +223,11 @@ class _Asker:
         made_with = _made_with(sampling, schema, choices, steering.avoid)
         seed = sampling_seed(maker.stage, written.unit, number)
         key = generated_key(messages, writer.revision, made_with, seed)
-        reply = self.known.get(key)
-        reused = reply is not None
+        reply, reused = self.known.find(key)
         if reply is None:
             tag = f"{maker.stage.kind}/{written.unit}"
             request = Request(messages, seed, choices, tag, schema=schema, avoid=steering.avoid)
-            reply = await self.together.ask(writer.handle, request, sampling)
+            reply = await self.together.ask(writer, request, sampling)
         made_by = MadeBy(
             prompt=canonical_json(list(messages)),
             seeds="",
@@ -260,7 +259,21 @@ class _Together:
         self._handles: dict[int, EngineHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def ask(self, handle: EngineHandle, request: Request, sampling: Sampling) -> Reply:
+    async def ask(self, writer: Writer, request: Request, sampling: Sampling) -> Reply:
+        """Return the reply to one row's request. Raises HornbookError: an engine that fails is never the row's fault."""
+        try:
+            if writer.settings.kind == "openai":  # one at a time, see `ask_each`
+                return (await writer.handle.generate([request], sampling))[0]
+            return await self._ask(writer.handle, request, sampling)
+        except HornbookError:
+            raise
+        except Exception as error:
+            raise EngineError(
+                f"the engine with {writer.model!r} failed at {request.tag}: {type(error).__name__}: {error}",
+                "run again, it goes on where it stood; if it fails again, read Ray's logs",
+            ) from error
+
+    async def _ask(self, handle: EngineHandle, request: Request, sampling: Sampling) -> Reply:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Reply] = loop.create_future()
         self._handles[id(handle)] = handle

@@ -21,7 +21,7 @@ from hornbook.corpus_sample import UNKNOWN, CorpusSample, figures_of, plain_numb
 from hornbook.documents import DOCUMENT_SCHEMA, REJECT_SCHEMA
 from hornbook.errors import HornbookError, RecipeError, StoreError
 from hornbook.fingerprint import data_files, fingerprint
-from hornbook.models import licence_of
+from hornbook.models import licence_of, short_name
 from hornbook.runs import Run, all_runs, load_run
 from hornbook.stages import stage_class
 
@@ -251,12 +251,14 @@ def _models(manifests: Sequence[Manifest], writers: Mapping[str, str]) -> list[_
     """Return the models that had a part in the text: those of our own engines, and those that the rows name."""
     revisions = {name: revision for manifest in manifests for name, revision in manifest.models.items()}
     asked = {name: revision for manifest in manifests for name, revision in _engines_in(manifest.settings)}
+    known = set(revisions.values())  # rows name a model of ours by its short name
+    writers = {name: revision for name, revision in writers.items() if revision not in known}
     revisions = {**asked, **writers, **revisions}
     found = []
     for name, revision in sorted(revisions.items()):
         engine = revision.split(":")[0] if revision.startswith(("openai:", "echo:")) else ""
         licence = "none (no model: words from a table)" if engine == "echo" else UNKNOWN if engine else licence_of(name)
-        found.append(_Model(name, engine, revision, licence))
+        found.append(_Model(short_name(name), engine, revision, licence))
     return found
 
 

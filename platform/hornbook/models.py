@@ -115,6 +115,19 @@ def digest(name: str) -> str:
     return resolve(name).revision
 
 
+def short_name(name: str) -> str:
+    """Return a model's name as it may be published: of a path or a URL the folder's name alone.
+
+    Paths and stores are this project's own matter, and a store's URL may hold keys. A model artifact's name is the
+    artifact's: `sft-0123abcd` of `.../sft-0123abcd/model`.
+    """
+    path = name.partition("://")[2].partition("?")[0] if "://" in name else name
+    if path == name and not name.startswith(("/", "~")) and not _is_folder(name):
+        return name
+    parts = Path(path.rstrip("/")).parts
+    return parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1]
+
+
 def is_here(name: str) -> bool:
     """Tell whether `digest(name)` needs no download; a wrong name needs none, `digest` says what is wrong."""
     if "://" in name:

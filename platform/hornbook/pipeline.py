@@ -7,7 +7,7 @@ committed is found again by fingerprint, and the same command goes on where it s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from hornbook import __version__
 from hornbook.artifact import Artifact, artifact_folder, delete_artifact, finish_artifact, lock_name, versions
 from hornbook.cluster import cluster, require_shared_store, resources
 from hornbook.engines.interface import engines_of
-from hornbook.errors import HornbookError, Stopped
+from hornbook.errors import ClusterError, HornbookError, Stopped
 from hornbook.events import Events
 from hornbook.fingerprint import fingerprint
 from hornbook.lock import Lock, hold
@@ -191,7 +191,7 @@ def _make(
 ) -> None:
     store, stage = artifact.store, entry.stage
     engines.connect()
-    engines.make_room(stage.settings)
+    engines.make_room(entry.name, stage.settings)
     require_shared_store(store)
     began = time.monotonic()
     run.update_stage(entry.name, state="running", began=round(time.time(), 3))
@@ -248,6 +248,7 @@ class _Engines:
 
     def __init__(self) -> None:
         self._pools: dict[EngineSettings, EnginePool] = {}
+        self._opened: set[EngineSettings] = set()
         self._cluster: Any = None
 
     def __enter__(self) -> _Engines:
@@ -271,15 +272,31 @@ class _Engines:
         from hornbook.engines.pool import EnginePool
 
         if settings not in self._pools:
+            self._leave_only(self._opened)  # an engine that is not in the stage's settings: a model of the recipe
             self._pools[settings] = EnginePool(settings)
+        self._opened.add(settings)
         return self._pools[settings].handle(wait)
 
-    def make_room(self, stage: Any) -> None:
+    def make_room(self, name: str, stage: Any) -> None:
         """Close the pools that hold GPUs and that the stage with these settings does not ask for.
 
         A pool takes all GPUs, so the stage would wait for ever. On processors alone they stay: engine starts are dear.
+
+        Raises:
+            ClusterError: the stage asks for several engines of which one would take all GPUs.
         """
-        wanted = engines_of(stage).values()
+        wanted = {engine: field for field, engine in engines_of(stage).items() if engine.kind == "vllm"}
+        greedy = [field for engine, field in wanted.items() if engine.replicas is None]
+        if len(wanted) > 1 and greedy and resources().gpus:
+            raise ClusterError(
+                f"stages.{name} has {len(wanted)} vllm engines, and each takes all GPUs that there are",
+                f"say how many each may have: {', '.join(f'{field}.replicas' for field in greedy)}",
+            )
+        self._opened = set()
+        self._leave_only(wanted)
+
+    def _leave_only(self, wanted: Collection[EngineSettings]) -> None:
+        """Close the other pools that hold GPUs."""
         holding = [known for known in self._pools if known.kind == "vllm" and known not in wanted]
         if holding and resources().gpus:
             self._close(holding)

@@ -143,8 +143,89 @@ def test_what_fails_in_one_row_is_a_reject(tmp_path: Path, store: Store, ray_clu
     assert artifact.manifest.reasons["prompt-failed"] == 1
     assert artifact.manifest.reasons["parse-failed"] in (1, 2)
     details = {row["reason"]: row["detail"] for row in rows(artifact, "rejects")}
-    assert details["prompt-failed"] == "AssertionError: no luck"
+    assert details["prompt-failed"] == "AssertionError: no luck (riddles.py:32)"
     assert "not a Parsed" in details["parse-failed"]
+
+
+ODD = """
+    def prompt(self, row):
+        seeds, ask = {"row": row}, ({"role": "user", "content": f"Row {row}."},)
+        return [
+            Prompt(ask, seeds), "a riddle", (ask, seeds), Prompt("a riddle", seeds), Prompt(({"role": "user"},), seeds),
+            Prompt(ask, None), Prompt(ask, {"set": {1}}), Prompt(ask, seeds, parents=("key",)), Prompt(ask, seeds, (b"short",)),
+            Prompt(ask, seeds, schema={}), Prompt(({"role": "user", "content": chr(0xD83D)},), seeds),
+        ][row] if row <= 10 else Prompt(ask, seeds)
+
+    def parse(self, prompt, text):
+        row = prompt.seeds["row"]
+        if row == 18:
+            raise Refused(5, ValueError("no riddle"))
+        return {
+            11: text, 12: Parsed(text, None), 13: Parsed(text, {"set": {1}}), 14: Parsed(""), 15: Parsed(b"bytes"),
+            16: Parsed(text + chr(0xD83D)), 17: Parsed(text, {1: chr(0xD83D)}),
+        }.get(row, Parsed(text))
+"""
+ODD_KIND = KIND[: KIND.index("    @cached_property")] + ODD
+
+
+def test_whatever_a_kind_returns_for_a_row_is_a_reject_that_says_what(
+    tmp_path: Path, store: Store, ray_cluster: None
+) -> None:
+    artifact = make(store, riddles(tmp_path, kind=ODD_KIND, rows=20, part_rows=20, checks={"near_duplicates": False}))
+    assert artifact.manifest.counts["planned"] == 20
+    assert [row["id"] >> 16 for row in rows(artifact)] == [0, 19]
+    reasons = {row["id"]: (row["reason"], row["detail"]) for row in rows(artifact, "rejects")}
+    expected = dict.fromkeys(range(1, 11), "prompt-failed") | dict.fromkeys(range(11, 18), "parse-failed")
+    assert {row: reason for row, (reason, _) in reasons.items()} == expected | {14: "empty", 18: "5"}
+    assert "seeds cannot be kept as JSON" in reasons[6][1] and "not a tuple of keys" in reasons[8][1]
+    assert reasons[18][1] == "no riddle"
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("def open(self, inputs): 1 / 0", r"open\(\) of the kind 'riddles' fails: ZeroDivisionError.*riddles\.py:\d+"),
+        ("def sieves(self): return 7", r"sieves\(\) of the kind 'riddles' fails: TypeError"),
+        ("def sieves(self): return [object()]", r"the sieve object of the kind 'riddles' fails: AttributeError"),
+        ("def learn(self, accepted): return [row['nothing'] for row in accepted]", r"learn\(\) .* KeyError: 'nothing'"),
+        ("def learn(self, accepted): return {'words': {1, 2}}", r"learn\(\) .* TypeError.*JSON"),
+    ],
+)
+def test_what_fails_for_the_whole_stage_is_an_error_that_names_the_method(
+    tmp_path: Path, store: Store, ray_cluster: None, method: str, said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        make(store, riddles(tmp_path, kind=f"{KIND}\n    {method}\n", rows=4))
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [("About {{ text.", "is no template"), ("About {{ txet }}.", "names txet, which the kind does not give")],
+)
+def test_a_template_about_documents_is_checked_before_they_are_made(tmp_path: Path, template: str, said: str) -> None:
+    kind = """
+from generators.documents import DocumentPromptSettings, DocumentStage
+from generators.prompted import Prompt
+
+
+class Riddles(DocumentStage):
+    kind = "riddles"
+    Settings = DocumentPromptSettings
+
+    def prompt(self, row):
+        source, variant = self.source(row)
+        seeds = {"variant": variant}
+        return Prompt(self.ask(text=source.text), seeds, (source.key,))
+"""
+    (tmp_path / "riddles.py").write_text(kind)
+    (tmp_path / "riddles.jinja").write_text(template)
+    stages = {
+        "stories": {"kind": "stories", "rows": 8, "engine": {"kind": "echo"}},
+        "riddles": {"kind": "riddles.py:Riddles", "inputs": {"documents": "stories"}, "engine": {"kind": "echo"}},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"name": "own", "stages": stages}))
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(str(tmp_path / "recipe.yaml"))
 
 
 def test_the_documents_example_is_right(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wave_kinds import Learners, Numbers, NumberSettings, Sayings
+from wave_kinds import Learners, Numbers, NumberSettings, Sayings, Twelve
 
 from generators.stories import Stories, StorySettings
 from generators.writing import sampling_seed
@@ -73,6 +73,15 @@ def test_a_budget_too_small_says_so_and_a_larger_one_goes_on(stage_context: Any,
     artifact = stage_context.finished(numbers(over_generation=5, **values))
     assert artifact.manifest.counts["rows"] == 20
     assert max(Counter(lines(log)).values()) == 1, "a row was asked twice"
+
+
+def test_a_plan_ends_where_the_distinct_prompts_do(stage_context: Any) -> None:
+    few = numbers(Twelve, accepted=12, refused=5, over_generation=4)
+    few.check()
+    assert few.most_rows == 12
+    with pytest.raises(DataError, match=r"after 12 planned ones: there are no more distinct prompts") as caught:
+        stage_context.finished(few)
+    assert "over_generation" not in caught.value.cure and caught.value.cure.startswith(Twelve.too_many_rows)
 
 
 def test_rows_or_accepted_must_be_said() -> None:

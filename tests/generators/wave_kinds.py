@@ -9,7 +9,7 @@ from pydantic import Field
 
 from generators.prompted import Ask, Parsed, Prompt, PromptedStage, PromptSettings, Refused
 from hornbook.engines.interface import EngineSettings
-from hornbook.plan import derive_seed
+from hornbook.plan import Combinations, derive_seed
 
 
 class NumberSettings(PromptSettings):
@@ -43,6 +43,16 @@ class Numbers(PromptedStage):
         if derive_seed(prompt.seeds["row"], "refused") % 10 < self.settings.refused:
             raise Refused("unlucky")
         return Parsed(text)
+
+
+class Twelve(Numbers):
+    """Has twelve distinct prompts."""
+
+    kind: ClassVar[str] = "twelve"
+
+    @property
+    def combinations(self) -> Combinations:
+        return Combinations((3, 4), 0)
 
 
 class Learners(Numbers):

@@ -17,7 +17,7 @@ from hornbook.artifact import Artifact
 from hornbook.cli import guarded
 from hornbook.cluster import Resources
 from hornbook.engines.interface import EngineSettings
-from hornbook.errors import EngineError, HornbookError, ModelError, Stopped, StoreError
+from hornbook.errors import ClusterError, EngineError, HornbookError, ModelError, Stopped, StoreError
 from hornbook.events import read_events
 from hornbook.garbage import collect, plan_collection
 from hornbook.inspection import plan_tree
@@ -263,12 +263,45 @@ def test_a_stage_without_an_engine_finds_the_gpus_free(
     writer, echo = EngineSettings(kind="vllm"), EngineSettings(kind="echo")
     engines = _Engines()
     engines._pools = {writer: Pool("writer"), echo: Pool("echo")}  # type: ignore[dict-item]
-    engines.make_room(SimpleNamespace(engine=writer))
+    engines.make_room("stories", SimpleNamespace(engine=writer))
     assert gone == []
-    engines.make_room(SimpleNamespace(rows=3))
+    engines.make_room("tokenizer", SimpleNamespace(rows=3))
     assert gone == closed
     engines.keep_only([])
     assert sorted(gone) == ["echo", "writer"]
+
+
+@pytest.mark.parametrize(("gpus", "closed"), [(2.0, ["smollm2-135m-instruct"]), (0.0, [])])
+def test_a_model_of_the_recipe_finds_the_gpus_that_the_engine_in_its_place_had(
+    monkeypatch: pytest.MonkeyPatch, gpus: float, closed: list[str]
+) -> None:
+    gone: list[str] = []
+
+    class Pool:
+        def __init__(self, settings: EngineSettings) -> None:
+            self.settings = settings
+
+        def handle(self, wait: bool = True) -> str:
+            return self.settings.model
+
+        def close(self) -> None:
+            gone.append(self.settings.model)
+
+    monkeypatch.setattr("hornbook.pipeline.resources", lambda: Resources(1, 4, gpus))
+    monkeypatch.setattr("hornbook.engines.pool.EnginePool", Pool)
+    writer = EngineSettings(kind="vllm")
+    engines = _Engines()
+    engines.open(writer)
+    engines.make_room("pairs", SimpleNamespace(engine=writer))
+    assert engines.open(EngineSettings(kind="vllm", model="/models/sft")) == "/models/sft"
+    assert gone == closed
+    both = SimpleNamespace(engine=writer, judge=EngineSettings(kind="vllm", model="/models/judge"))
+    if gpus:
+        with pytest.raises(ClusterError, match=r"stages.pairs has 2 vllm engines") as caught:
+            engines.make_room("pairs", both)
+        assert "engine.replicas, judge.replicas" in caught.value.cure
+    else:
+        engines.make_room("pairs", both)
 
 
 def test_a_failed_run_says_why_and_has_a_report(ray_cluster: None, tmp_path: Path) -> None:

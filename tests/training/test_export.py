@@ -45,15 +45,16 @@ def export(
 ) -> Artifact:
     from hornbook.engines.pool import EnginePool
 
-    def open_pool(engine: Any, wait: bool = True) -> Any:
-        pools.append(EnginePool(engine))
+    def open_pool(settings: Any, wait: bool = True) -> Any:
+        pools.append(EnginePool(settings))
         return pools[-1].handle()
 
+    opening: Callable[..., Any] = open_engine or open_pool
     store = source.store
     artifact = Artifact(store, "artifacts/export")
     context = StageContext(
         artifact=artifact, inputs={"model": [source]}, input_stages={"model": ["pretrain"]}, stage="export", seed=0,
-        run="test", events=Events(store, "runs/test"), stop_requested=lambda: False, open_engine=open_engine or open_pool,
+        run="test", events=Events(store, "runs/test"), stop_requested=lambda: False, open_engine=opening,
     )  # fmt: skip
     try:
         result = Export("export", validate(Export.Settings, settings, "export"), 0).run(context)

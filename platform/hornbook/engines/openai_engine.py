@@ -83,6 +83,8 @@ class OpenAIEngine:
         self._next_send = 0.0
         self._last_answer = self._last_failed_probe = -math.inf
         self._probing = asyncio.Lock()
+        self._asked = 0
+        self._failure: EngineError | None = None
         self._client: httpx.AsyncClient | None = None
 
     async def start(self) -> None:
@@ -94,8 +96,19 @@ class OpenAIEngine:
                 f"engine 'openai': base_url is {self.settings.base_url!r}, not a URL",
                 "set base_url to the endpoint, for example http://127.0.0.1:8000/v1",
             )
-        key = os.environ.get(self.settings.api_key_env, "")
+        key = os.environ.get(self.settings.api_key_env, "").strip()
+        if not key.isascii() or not key.isprintable():  # else it would end up in the message of an error about headers
+            raise EngineError(
+                f"the environment variable {self.settings.api_key_env} holds characters that no key has",
+                "set it anew, without quotes, line ends or other marks around the key",
+            )
         headers = {"Authorization": f"Bearer {key}"} if key else {}
+        try:
+            httpx.URL(self.settings.base_url)
+        except httpx.InvalidURL as error:
+            raise EngineError(
+                f"engine 'openai': base_url is {self.settings.base_url!r}: {error}", "mend engine.base_url"
+            ) from None
         limits = httpx.Limits(max_connections=self.settings.max_num_seqs)
         self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=self.settings.timeout_seconds)
 
@@ -122,7 +135,21 @@ class OpenAIEngine:
         self._log.close()
 
     async def _answer(self, request: Request, sampling: Sampling) -> Reply:
+        self._asked += 1
+        try:
+            return await self._answer_in_turn(request, sampling)
+        except EngineError as error:
+            self._failure = error
+            raise
+        finally:
+            self._asked -= 1
+            if not self._asked:
+                self._failure = None
+
+    async def _answer_in_turn(self, request: Request, sampling: Sampling) -> Reply:
         async with self._slots:
+            if self._failure is not None:  # Those who waited behind what failed do not try it all again.
+                raise self._failure
             reserved = _likely_cost(self.settings, request, sampling)
             if self._counts:
                 await reserve(self._account, reserved, self._limits)
@@ -303,6 +330,7 @@ def _reply(data: dict[str, Any], request: Request) -> Reply:
     if not isinstance(text, str):
         reason = choice.get("finish_reason")
         raise _NoText(f"the reply has no text (finish reason {reason!r})", prompt_tokens, completion_tokens)
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half a character, cut at max_tokens
     if request.choices:
         return _chosen(choice, text, request.choices, prompt_tokens, completion_tokens)
     reason = choice.get("finish_reason")

@@ -53,15 +53,16 @@ class EnginePool:
         """Return the handle for workers; the first call starts the replicas and waits until they answer.
 
         Args:
-            wait: False for work that may turn out to need no engine: each replica then loads its model when it is first
-                asked, if ever, and the caller who asks gets the error where it cannot.
+            wait: False for work that may turn out to need no engine: a single replica then loads its model when it is
+                first asked, if ever, and the caller who asks gets the error where it cannot.
 
         Raises EngineError or ModelError with the cause when the engine cannot start, ClusterError when the cluster has
         too few GPUs.
         """
         if self._handle is None:
             self._handle = self._create(when="starting" if wait else "when it is needed, starting")
-        if wait and not self._ready:
+        # Several replicas are waited for all the same: only so it shows which of them find no place.
+        if (wait or len(self._handle) > 1) and not self._ready:
             try:
                 _wait_until_ready(self._handle, self.settings)
             except BaseException:

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from hornbook import models
 from hornbook.engines.child_stderr import ChildStderr
-from hornbook.engines.interface import EngineDied, EngineSettings, FinishReason, Reply, Request, Sampling, failed
+from hornbook.engines.interface import (
+    EngineDied,
+    EngineSettings,
+    FinishReason,
+    Messages,
+    Reply,
+    Request,
+    Sampling,
+    failed,
+)
 from hornbook.engines.lifeline import OWNER_VARIABLE
 from hornbook.engines.openings import RULES, Rule, opening_rules
 from hornbook.engines.request_log import RequestLog
@@ -85,7 +94,7 @@ class VLLMEngine:
         prompts = await asyncio.to_thread(self._tokenize, requests)
         order = list(range(len(requests)))
         if self.settings.prefix_order:
-            order.sort(key=prompts.__getitem__)
+            order.sort(key=lambda n: [] if isinstance(tokens := prompts[n], Reply) else tokens)
         # A task begins in the order of its making, so this is the order in which vLLM gets them.
         replies = await asyncio.gather(*(self._answer(requests[n], prompts[n], sampling) for n in order))
         return [reply for _, reply in sorted(zip(order, replies, strict=True), key=lambda numbered: numbered[0])]
@@ -100,16 +109,26 @@ class VLLMEngine:
         self._stderr.close()
         self._log.close()
 
-    def _tokenize(self, requests: Sequence[Request]) -> list[list[int]]:
-        """Return each prompt's token ids: the model's chat template, or the plain contents for a model without one."""
-        if self._tokenizer.chat_template:
-            texts = [
-                self._tokenizer.apply_chat_template(list(request.messages), tokenize=False, add_generation_prompt=True)
-                for request in requests
-            ]
-            return self._tokenizer(texts, add_special_tokens=False)["input_ids"]
-        texts = ["\n\n".join(message["content"] for message in request.messages) for request in requests]
-        return self._tokenizer(texts)["input_ids"]
+    def _tokenize(self, requests: Sequence[Request]) -> list[list[int] | Reply]:
+        """Return each prompt's token ids: the model's chat template, or the plain contents for a model without one.
+
+        A chat that the template refuses (a system turn, say, or two turns of one role) gets its failure instead.
+        """
+        if not self._tokenizer.chat_template:
+            plain = ["\n\n".join(message["content"] for message in request.messages) for request in requests]
+            return list(self._tokenizer(plain)["input_ids"])
+        texts = [self._in_template(request.messages) for request in requests]
+        good = [text for text in texts if isinstance(text, str)]
+        tokens = iter(self._tokenizer(good, add_special_tokens=False)["input_ids"] if good else [])
+        return [next(tokens) if isinstance(text, str) else text for text in texts]
+
+    def _in_template(self, messages: Messages) -> str | Reply:
+        import jinja2
+
+        try:
+            return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+        except jinja2.TemplateError as error:
+            return failed(f"the chat template of {self.settings.model!r} refuses the conversation: {error}")
 
     def _check_sampling(self, sampling: Sampling) -> None:
         if self.settings.speculation != "none" and (sampling.min_p or sampling.end_bias):
@@ -118,7 +137,9 @@ class VLLMEngine:
                 "set both to 0, or engine.speculation: none",
             )
 
-    async def _answer(self, request: Request, prompt: list[int], sampling: Sampling) -> Reply:
+    async def _answer(self, request: Request, prompt: list[int] | Reply, sampling: Sampling) -> Reply:
+        if isinstance(prompt, Reply):
+            return prompt
         room = self.settings.max_model_len - len(prompt)
         if room < 1:
             return failed(
