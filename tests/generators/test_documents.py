@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 from document_inputs import corpus, scores_of
@@ -14,6 +15,7 @@ from generators.documents import DocumentReader, cut_passages, extract, without_
 from generators.questions import Questions, QuestionSettings
 from hornbook.errors import DataError, RecipeError
 from hornbook.scores import ScoreFilter
+from hornbook.stage import Expected
 
 TEXTS = [f"Document {number}. " + "It says a few words more. " * number for number in range(8)]
 PIECES = ["a", "bc", ".", "! ", "\n", "\n\n", " ", '." ', "é"]
@@ -58,6 +60,15 @@ def test_scores_choose_the_documents(
     assert [found[number].text for number in range(len(found))] == [TEXTS[number] for number in kept]
     cut = DocumentReader(documents, ScoreFilter("x", documents, scores, minimum), 60)
     assert "".join(cut[number].text for number in range(len(cut))) == "".join(TEXTS[number] for number in kept)
+
+
+def test_a_dry_run_counts_samples_and_stops_at_what_is_wanted() -> None:
+    def expected(**values: Any) -> int | None:
+        stage = Questions("questions", QuestionSettings(engine={"kind": "echo"}, per_document=2, **values), 0)
+        return stage.expected({"documents": [Expected(rows=100)]}).rows
+
+    assert expected() == 200 and expected(samples=4) == 800 and expected(samples=4, rows=30) == 120
+    assert expected(accepted=10) == 10 and expected(accepted=1000) == 200
 
 
 def test_wrong_scores_are_refused(tmp_path: Path) -> None:

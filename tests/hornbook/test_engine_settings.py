@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from hornbook.engines.interface import EngineSettings, Request, Sampling
+from hornbook import models
+from hornbook.engines.interface import EngineSettings, Reply, Request, Sampling
 from hornbook.engines.vllm_engine import VLLMEngine, engine_arguments
 from hornbook.errors import EngineError
 
@@ -61,6 +62,21 @@ def test_sampling_that_speculation_cannot_do_stops_the_stage(sampling: dict[str,
     with pytest.raises(EngineError, match=r"min_p nor sampling\.end_bias") as raised:
         asyncio.run(VLLMEngine(EngineSettings(speculation="ngram")).generate([asked], Sampling(**sampling)))
     assert "engine.speculation: none" in raised.value.cure
+
+
+def test_a_conversation_that_the_chat_template_refuses_fails_alone() -> None:
+    import transformers
+
+    engine = VLLMEngine(EngineSettings())
+    engine._tokenizer = transformers.AutoTokenizer.from_pretrained(models.resolve(engine.settings.model).path)
+    user = {"role": "user", "content": "Say hello."}
+    chats = [(user,), ({"role": "system", "content": "Be brief."}, user), (user,)]
+    plain = engine._tokenize([Request(chat, 0) for chat in chats])
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    engine._tokenizer.chat_template = refuses + engine._tokenizer.chat_template
+    first, failure, last = engine._tokenize([Request(chat, 0) for chat in chats])
+    assert first == last == plain[0]
+    assert isinstance(failure, Reply) and failure.finish_reason == "error" and "no system turns" in failure.error
 
 
 def test_settings_that_affect_speed_alone_leave_the_identity_as_it_is() -> None:

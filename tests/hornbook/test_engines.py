@@ -4,6 +4,7 @@ operating system does."""
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -199,6 +200,55 @@ def test_openai_stops_at_a_refused_key_without_showing_it(endpoint: Endpoint, mo
     with pytest.raises(EngineError, match="OPENAI_API_KEY") as raised:
         ask(endpoint.engine(), [request("hi")])
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["secret\u2019", "sec\nret", "se\x00cret"])
+def test_a_key_that_is_none_is_refused_without_showing_it(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setattr("os.environ", {**os.environ, "OPENAI_API_KEY": key})  # the real one takes no zero bytes
+    with pytest.raises(EngineError, match="OPENAI_API_KEY") as raised:
+        ask(endpoint.engine(), [request("hi")])
+    assert "sec" not in str(raised.value) + raised.value.cure and not endpoint.seen
+
+
+def test_a_line_end_after_the_key_is_no_part_of_it(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret\n")
+    ask(endpoint.engine(), [request("hi")])
+    assert endpoint.seen[0][2] == "Bearer secret"
+
+
+def test_an_address_that_is_none_is_the_users_error() -> None:
+    with pytest.raises(EngineError, match="base_url"):
+        ask(
+            OpenAIEngine(EngineSettings(kind="openai", model="m", base_url="http://localhost:port/v1")), [request("hi")]
+        )
+
+
+def test_half_a_character_at_the_end_of_a_reply_can_be_kept(endpoint: Endpoint) -> None:
+    endpoint.behaviour = lambda number, handler: well(handler, "A fox \ud83e\udd8a and \ud83e")
+    (reply,) = ask(endpoint.engine(), [request("hi")])
+    assert reply.text == "A fox \U0001f98a and \ufffd"
+
+
+def test_those_who_wait_behind_what_failed_do_not_try_it_again(endpoint: Endpoint) -> None:
+    endpoint.behaviour = lambda number, handler: send(handler, 401, b"no")
+
+    async def crowd(engine: OpenAIEngine) -> list[Any]:
+        await engine.start()
+        calls = [engine.generate([request("hi", seed)], Sampling()) for seed in range(20)]
+        try:
+            return [
+                await asyncio.gather(*calls, return_exceptions=True),
+                await engine.generate([request("later")], Sampling()),
+            ]
+        finally:
+            await engine.close()
+
+    with pytest.raises(EngineError, match="401"):
+        asyncio.run(crowd(endpoint.engine(max_num_seqs=2)))
+    assert len(endpoint.seen) <= 4, "two at once, and the one that came when all had gone"
+    assert endpoint.asked(len(endpoint.seen)) == "later"
 
 
 def test_openai_keeps_to_its_rate(endpoint: Endpoint) -> None:

@@ -40,6 +40,20 @@ def test_a_folder_resolves_to_itself(folder: Path) -> None:
     assert resolved.revision == models.digest(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("smollm2-135m-instruct", "smollm2-135m-instruct"),
+        ("owner/name", "owner/name"),
+        ("s3://KEY:SECRET@bucket/store/artifacts/sft-0123abcd/model?endpoint_override=inside:9000", "sft-0123abcd"),
+        ("/home/me/models/my-model/", "my-model"),
+        ("~/models/my-model", "my-model"),
+    ],
+)
+def test_a_published_name_holds_no_path_and_no_key(name: str, short: str) -> None:
+    assert models.short_name(name) == short
+
+
 def test_the_revision_follows_the_weights_and_nothing_else(folder: Path) -> None:
     before = models.digest(str(folder))
     (folder / "README.md").write_text("another card")
