@@ -29,6 +29,7 @@ from hornbook.documents import (
 )
 from hornbook.engines.interface import EngineSettings, Messages, Reply, Request, Sampling
 from hornbook.engines.pool import EngineHandle
+from hornbook.engines.usage import usage_counts
 from hornbook.errors import HornbookError
 from hornbook.models import digest
 from hornbook.parts import PartContent, PartRange
@@ -38,17 +39,18 @@ from hornbook.plan import derive_seed
 
 @dataclass(frozen=True)
 class Writer:
-    """An engine that rows may ask: its handle, and what of it enters keys and lineage."""
+    """An engine that rows may ask: its handle, what of it enters keys and lineage, and its settings for the prices."""
 
     handle: EngineHandle
     model: str
     revision: str
+    settings: EngineSettings
 
 
 def writer(settings: EngineSettings, handle: EngineHandle) -> Writer:
     """Return the writer of an engine that was opened."""
     revision = digest(settings.model) if settings.kind == "vllm" else f"{settings.kind}:{settings.model}"
-    return Writer(handle, settings.model, revision)
+    return Writer(handle, settings.model, revision, settings)
 
 
 @dataclass
@@ -166,17 +168,16 @@ class PromptMaker(PartMaker):
             counts["reused"] += bool(calls) and all(call.reused for call in calls)
             for call in calls:
                 counts[f"finish_{call.reply.finish_reason}"] += 1
-                if not call.reused:
-                    counts["prompt_tokens"] += call.reply.prompt_tokens
-                    counts["completion_tokens"] += call.reply.completion_tokens
             if calls:
                 counts[f"planned:{row.asked[0].model}"] += 1
         made = [call for row in rows for call in row.calls]
+        asked = {name: writer.settings for name, writer in self.writers.items()}
+        new = [(call.engine, call.reply) for call in made if not call.reused]
         return PartContent(
             documents_table(documents),
             rejects_table(rejects),
             files={ROLE: replies_bytes(made)} if made else {},
-            counts=dict(counts),
+            counts={**counts, **usage_counts(asked, new)},
         )
 
     def _reject(self, row: WrittenRow, refused: Refused) -> Reject:
@@ -240,7 +241,7 @@ class _Asker:
             prompt_tokens=reply.prompt_tokens,
             completion_tokens=reply.completion_tokens,
         )
-        written.answered[number] = (Call(written.unit, key, reply, reused), made_by)
+        written.answered[number] = (Call(written.unit, key, reply, reused, engine), made_by)
         return reply
 
     def _steering(self) -> Steering:

@@ -41,7 +41,9 @@ NOTHING = Cost()
 
 
 def cost(settings: EngineSettings, prompt_tokens: int, completion_tokens: int) -> Cost:
-    """Return what so many tokens cost at the engine's prices."""
+    """Return what so many tokens cost at the engine's prices; only endpoints charge, whatever others inherit from a recipe."""
+    if settings.kind != "openai":
+        return Cost(prompt_tokens + completion_tokens)
     money = (
         prompt_tokens * settings.price_per_million_prompt_tokens
         + completion_tokens * settings.price_per_million_completion_tokens
