@@ -204,7 +204,8 @@ class DocumentStage(PromptedStage):
         if self.passage_characters:
             tokens = sum(found.tokens or 0 for found in inputs.get("documents", ()))
             documents = max(documents, tokens * CHARACTERS_PER_TOKEN // self.passage_characters)
-        return self.expected_of(min(self.settings.planned_rows, documents * self.per_source))
+        prompts = min(self.settings.planned_rows, documents * self.per_source)
+        return self.expected_of(prompts * self.settings.samples)
 
     def open(self, inputs: Mapping[str, Sequence[Artifact]]) -> None:
         """Find out where each document lies, unless the driver did; called once in each worker."""
