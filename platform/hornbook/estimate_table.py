@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from hornbook.estimate import METHOD, Quantity, StageEstimate, total
+from hornbook.estimate import METHOD, StageEstimate, total
+from hornbook.intervals import Quantity
 from hornbook.progress import duration, money, size
 
 
