@@ -22,6 +22,7 @@ from generators.rubric import MEAN, Asking, Grades, NotGraded, Reason, Rubric
 from hornbook.artifact import THRESHOLD, Artifact
 from hornbook.documents import KEY_BYTES, Reject, canonical_json, generated_key, rejects_table
 from hornbook.engines.interface import EngineSettings, Reply, Request, Sampling
+from hornbook.engines.usage import usage_counts
 from hornbook.errors import RecipeError
 from hornbook.models import short_name
 from hornbook.parts import PartCommit, PartContent, PartRange, same_ids
@@ -178,8 +179,9 @@ class JudgePart(PartMaker):
             files={ROLE: replies_bytes(calls)} if calls else {},
             counts={
                 "reused": sum(call.reused for call in calls),
-                "prompt_tokens": sum(call.reply.prompt_tokens for call in calls if not call.reused),
-                "completion_tokens": sum(call.reply.completion_tokens for call in calls if not call.reused),
+                **usage_counts(
+                    {"engine": self.settings.engine}, [("engine", call.reply) for call in calls if not call.reused]
+                ),
             },
         )
 

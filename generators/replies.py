@@ -49,12 +49,13 @@ REPLY_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Call:
-    """One request of a planned unit, and its reply."""
+    """One request of a planned unit, and its reply; `engine` is the settings field of the engine that was asked."""
 
     unit: int
     key: bytes
     reply: Reply
     reused: bool = False
+    engine: str = "engine"
 
 
 def replies_bytes(calls: Iterable[Call]) -> bytes:

@@ -30,6 +30,7 @@ from hornbook.documents import (
 )
 from hornbook.engines.interface import EngineSettings, Messages, Reply, Request, Sampling
 from hornbook.engines.pool import EngineHandle
+from hornbook.engines.usage import usage_counts
 from hornbook.errors import EngineError, HornbookError
 from hornbook.models import digest, short_name
 from hornbook.parts import PartContent, PartRange
@@ -168,17 +169,16 @@ class PromptMaker(PartMaker):
             counts["reused"] += bool(calls) and all(call.reused for call in calls)
             for call in calls:
                 counts[f"finish_{call.reply.finish_reason}"] += 1
-                if not call.reused:
-                    counts["prompt_tokens"] += call.reply.prompt_tokens
-                    counts["completion_tokens"] += call.reply.completion_tokens
             if calls:
                 counts[f"planned:{row.asked[0].model}"] += 1
         made = [call for row in rows for call in row.calls]
+        asked = {name: writer.settings for name, writer in self.writers.items()}
+        new = [(call.engine, call.reply) for call in made if not call.reused]
         return PartContent(
             documents_table(documents),
             rejects_table(rejects),
             files={ROLE: replies_bytes(made)} if made else {},
-            counts=dict(counts),
+            counts={**counts, **usage_counts(asked, new)},
         )
 
     def _reject(self, row: WrittenRow, refused: Refused) -> Reject:
@@ -239,7 +239,7 @@ class _Asker:
             prompt_tokens=reply.prompt_tokens,
             completion_tokens=reply.completion_tokens,
         )
-        written.answered[number] = (Call(written.unit, key, reply, reused), made_by)
+        written.answered[number] = (Call(written.unit, key, reply, reused, engine), made_by)
         return reply
 
     def _steering(self) -> Steering:

@@ -1,7 +1,7 @@
 """`hornbook estimate`: from a pilot to tokens, hours, money and disk of the whole recipe, each with an interval.
 
-Method. Acceptance: Wilson's interval (1927) on the pilot's planned rows. Tokens and bytes of one planned row: ratio of sums over the
-pilot's parts, its interval from 1,000 bootstrap resamples of those parts (Efron 1979). Both at 90%. Seconds: at the pilot's pace, with
+Method. Acceptance: Wilson's interval (1927) on the pilot's planned rows. Tokens, money and bytes of one planned row: ratio of sums over
+the pilot's parts, its interval from 1,000 bootstrap resamples of those parts (Efron 1979). Both at 90%. Seconds: at the pilot's pace, with
 the interval of the tokens; its lower end is stretched to the pace of an engine that is always full and writes a row as fast then. The
 product of two intervals has the products of their ends as its ends, which is wider than 90%. In totals half-widths add in quadrature.
 """
@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
+from hornbook.engines.interface import EngineSettings, engines_of
+from hornbook.gpu_hours import gpu_hours
+from hornbook.intervals import Quantity, in_quadrature, per_planned, wilson
 from hornbook.machine import processors
 from hornbook.models import digest, is_here
 from hornbook.pilot import GROUP, Pilot, Piloted, run_pilot
@@ -25,54 +26,16 @@ from hornbook.run_view import estimate_name, read_estimate
 from hornbook.stage import Expected
 from hornbook.store import Store
 
-LEVEL_Z = 1.6449
-"""Standard normal quantile of a two-sided 90% interval."""
-RESAMPLES = 1000
 FEW_CHUNKS = 5
 NEARLY_FULL = 0.8
+WRITERS = ("engine", "engines")
+"""Settings fields of the engines that write rows; others are asked about what these wrote."""
 FIGURES = ("planned", "rows", "prompt_tokens", "completion_tokens", "seconds", "money", "disk")
 METHOD = (
-    "Intervals are 90%: Wilson for acceptance, bootstrap over the pilot's parts for tokens and bytes a row; ends of products are "
+    "Intervals are 90%: Wilson for acceptance, bootstrap over the pilot's parts for tokens, money and bytes a row; ends of products are "
     "products of ends (wider than 90%); totals add half-widths in quadrature. Time is at the pilot's pace; its lower end assumes an "
     "engine that is full all the time and no slower for it. A machine that is busier later is in no interval."
 )
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """A figure with its interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __mul__(self, other: Quantity | float) -> Quantity:
-        by = other if isinstance(other, Quantity) else Quantity(other, other, other)
-        return Quantity(self.value * by.value, self.low * by.low, self.high * by.high)
-
-    def __add__(self, other: float) -> Quantity:
-        return Quantity(self.value + other, self.low + other, self.high + other)
-
-
-@dataclass(frozen=True)
-class KnownThroughput:
-    """A published throughput: completion tokens a second on one GPU."""
-
-    model: str
-    tokens_per_second: float
-    gpu: str
-    source: str
-    at_least: bool = False
-    """The figure is of a larger model of the same family, so that hours are at most what it gives."""
-
-
-KNOWN_THROUGHPUTS = (
-    KnownThroughput("smollm2-1.7b", 9200, "H100", "FinePhrase, with suffix speculation"),
-    KnownThroughput("smollm2-360m", 9200, "H100", "FinePhrase, of the larger SmolLM2-1.7B", at_least=True),
-    KnownThroughput("smollm2-135m", 9200, "H100", "FinePhrase, of the larger SmolLM2-1.7B", at_least=True),
-    KnownThroughput("mixtral-8x7b", 700, "H100", "Cosmopedia v1, its upper end"),
-)
-"""What others report; an assumption wherever no GPU was there to measure."""
 
 
 @dataclass
@@ -124,7 +87,7 @@ def estimates_of(piloted: Piloted, gpus: Sequence[int]) -> list[StageEstimate]:
     expected: dict[str, list[Expected]] = {}
     """Per stage what it is expected to hold: the estimate and both ends of its interval."""
     found = []
-    engines: set[Any] = set()
+    engines: set[EngineSettings] = set()
     for name, entry in piloted.recipe.stages.items():
         planned = piloted.planned[name]
         inputs = [
@@ -153,35 +116,16 @@ def total(found: Iterable[StageEstimate]) -> StageEstimate:
     """Return the sum over the stages that are estimated; GPU hours only where every one of them has them."""
     stages = [stage for stage in found if stage.state == "estimated"]
     figures = {
-        name: _sum([stage.figures[name] for stage in stages])
+        name: in_quadrature([stage.figures[name] for stage in stages])
         for name in FIGURES
         if stages and all(name in stage.figures for stage in stages)
     }
     counts = [set(stage.gpu_hours) for stage in stages]
     hours = {
-        count: _sum([stage.gpu_hours[count] for stage in stages])
+        count: in_quadrature([stage.gpu_hours[count] for stage in stages])
         for count in sorted(set.intersection(*counts) if counts else ())
     }
     return StageEstimate("total", "", "estimated" if stages else "not estimated", figures, gpu_hours=hours)
-
-
-def wilson(successes: float, trials: float) -> Quantity:
-    """Return a share with Wilson's 90% interval."""
-    share, square = successes / trials, LEVEL_Z**2
-    centre = (share + square / (2 * trials)) / (1 + square / trials)
-    half = LEVEL_Z / (1 + square / trials) * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2))
-    return Quantity(share, max(0.0, centre - half), min(1.0, centre + half))
-
-
-def per_planned(pilot: Pilot, name: str) -> Quantity:
-    """Return a field of the pilot's chunks per planned row: ratio of sums, 90% bootstrap interval over the chunks."""
-    values = np.array([getattr(chunk, name) for chunk in pilot.chunks], dtype=float)
-    planned = np.array([chunk.planned for chunk in pilot.chunks], dtype=float)
-    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    ratios = values[drawn].sum(axis=1) / planned[drawn].sum(axis=1)
-    low, high = np.quantile(ratios, (0.05, 0.95))
-    value = float(values.sum() / planned.sum())
-    return Quantity(value, min(value, float(low)), max(value, float(high)))
 
 
 def fullness(pilot: Pilot, at_once: int) -> float:
@@ -210,9 +154,10 @@ def _seconds(pilot: Pilot, full: float) -> Quantity:
 
 
 def _at_once(settings: Any, pilot: Pilot) -> int:
-    """Return how many rows a long run has in the engines at once: what they take, if the stage asks for as many."""
+    """Return how many rows a long run has in the writers at once: what they take, if the stage asks for as many."""
     rows = 0
-    for engine, _ in _writers(settings):
+    writers = [engine for name, engine in engines_of(settings).items() if name.split(".")[0] in WRITERS]
+    for engine in writers:
         replicas = engine.replicas or max(1, int(pilot.gpus // engine.tensor_parallel))
         asked = getattr(settings, "parts_in_flight", 1) * getattr(settings, "part_rows", 1)
         rows += replicas * (min(engine.max_num_seqs, asked) if engine.kind == "vllm" else asked)
@@ -225,7 +170,7 @@ def _estimate_stage(
     pilot: Pilot,
     expected: Sequence[Expected],
     gpus: Sequence[int],
-    engines: set[Any],
+    engines: set[EngineSettings],
 ) -> None:
     settings = entry.stage.settings
     accepted = getattr(settings, "accepted", None)
@@ -248,8 +193,9 @@ def _estimate_stage(
     if accepted is not None:
         got = Quantity(*(min(float(accepted), value) for value in (got.value, got.low, got.high)))
     prompt, completion = (planned * per_planned(pilot, name) for name in ("prompt_tokens", "completion_tokens"))
-    start = 0.0 if getattr(settings, "engine", None) in engines else pilot.start_seconds
-    engines.add(getattr(settings, "engine", None))
+    asked = set(engines_of(settings).values())
+    start = 0.0 if asked <= engines else pilot.start_seconds
+    engines |= asked
     full = fullness(pilot, _at_once(settings, pilot))
     seconds = planned * _seconds(pilot, full)
     made.figures = {
@@ -258,7 +204,7 @@ def _estimate_stage(
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "seconds": seconds + start,
-        "money": _money(settings, prompt, completion),
+        "money": planned * per_planned(pilot, "money"),
         "disk": planned * per_planned(pilot, "disk"),
     }
     made.pilot = {
@@ -268,7 +214,8 @@ def _estimate_stage(
         "start_seconds": round(pilot.start_seconds, 3),
         "gpus": pilot.gpus,
     }
-    _gpu_hours(made, settings, pilot, seconds, completion, gpus)
+    made.gpu_hours, notes = gpu_hours(settings, pilot, planned, seconds, gpus)
+    made.notes += notes
     _remarks(made, pilot, full)
 
 
@@ -278,6 +225,7 @@ def _most(entry: RecipeStage, expected: Expected) -> int | None:
     limits = [] if getattr(settings, "accepted", None) is not None and not entry.inputs else [expected.planned]
     if hasattr(settings, "planned_rows"):
         limits.append(settings.planned_rows * settings.samples)
+        limits.append(None if expected.distinct is None else expected.distinct * settings.samples)
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -294,63 +242,6 @@ def _planned_for(accepted: int, acceptance: Quantity, most: int | None, notes: l
     return Quantity(value, low, high if math.isfinite(high) else value)
 
 
-def _writers(settings: Any) -> list[tuple[Any, float]]:
-    """Return the engines that write a stage's rows, and the share of each."""
-    several = [(entry.engine, float(entry.weight)) for entry in getattr(settings, "engines", ())]
-    several = several or ([(settings.engine, 1.0)] if hasattr(settings, "engine") else [])
-    weights = sum(weight for _, weight in several)
-    return [(engine, weight / weights) for engine, weight in several]
-
-
-def _money(settings: Any, prompt: Quantity, completion: Quantity) -> Quantity:
-    """Return what the engines charge for so many tokens, by the prices in their settings."""
-    prices = [0.0, 0.0]
-    for engine, share in _writers(settings):
-        for index, name in enumerate(("price_per_million_prompt_tokens", "price_per_million_completion_tokens")):
-            prices[index] += share * (getattr(engine, name, 0.0) or 0.0) / 1e6
-    parts = [prompt * prices[0], completion * prices[1]]
-    return Quantity(*(sum(getattr(part, end) for part in parts) for end in ("value", "low", "high")))
-
-
-def _gpu_hours(
-    made: StageEstimate, settings: Any, pilot: Pilot, seconds: Quantity, completion: Quantity, gpus: Sequence[int]
-) -> None:
-    writers = _writers(settings)
-    kinds = {engine.kind for engine, _ in writers}
-    if kinds != {"vllm"}:
-        made.notes.append(f"no hours per GPU: the engine is {' and '.join(sorted(kinds)) or 'not named'}, not vllm")
-        return
-    wide = max(engine.tensor_parallel for engine, _ in writers)
-    if pilot.gpus >= wide:
-        replicas = [engine.replicas for engine, _ in writers if engine.replicas] or [pilot.gpus // wide]
-        used = min(pilot.gpus, wide * sum(replicas))
-        for count in gpus:
-            if count >= wide:
-                made.gpu_hours[count] = seconds * (used / (count // wide * wide) / 3600)
-        made.notes.append(f"hours per GPU: measured on {used:.0f}, linear in replicas")
-        return
-    known = [_known(engine.model) for engine, _ in writers]
-    if any(each is None for each in known):
-        names = sorted({engine.model for engine, _ in writers})
-        made.notes.append(f"no hours per GPU: no GPU here, and no published throughput of {', '.join(names)} is known")
-        return
-    rates = [(each, share) for each, (_, share) in zip(known, writers, strict=True) if each is not None]
-    per_token = sum(share / each.tokens_per_second for each, share in rates)
-    for count in gpus:
-        made.gpu_hours[count] = completion * (per_token / count / 3600)
-    for each, _ in rates:
-        bound = "at most these: " if each.at_least else ""
-        made.notes.append(
-            f"hours per GPU: not measured, assumed; {bound}{each.tokens_per_second:,.0f} tokens/s on an {each.gpu} "
-            f"({each.source}), linear in GPUs"
-        )
-
-
-def _known(model: str) -> KnownThroughput | None:
-    name = model.lower().split("/")[-1]
-    return next((known for known in KNOWN_THROUGHPUTS if name.startswith(known.model)), None)
-
-
 def _remarks(made: StageEstimate, pilot: Pilot, full: float) -> None:
     if pilot.cut:
         made.notes.append(
@@ -364,13 +255,6 @@ def _remarks(made: StageEstimate, pilot: Pilot, full: float) -> None:
         )
     if pilot.on:
         made.notes.append(f"piloted on finished artifacts: {', '.join(pilot.on)}")
-
-
-def _sum(quantities: Sequence[Quantity]) -> Quantity:
-    value = sum(each.value for each in quantities)
-    low = math.sqrt(sum((each.value - each.low) ** 2 for each in quantities))
-    high = math.sqrt(sum((each.high - each.value) ** 2 for each in quantities))
-    return Quantity(value, value - low, value + high)
 
 
 # --- on storage ------------------------------------------------------------------------------------------------------

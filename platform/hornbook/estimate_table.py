@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from hornbook.estimate import METHOD, Quantity, StageEstimate, total
-from hornbook.progress import duration, size
+from hornbook.estimate import METHOD, StageEstimate, total
+from hornbook.intervals import Quantity
+from hornbook.progress import duration, money, size
 
 
 def table(found: Sequence[StageEstimate]) -> list[list[str]]:
@@ -38,7 +39,7 @@ def _block(stage: StageEstimate) -> Iterator[list[str]]:
         ("tokens to read", "prompt_tokens", _whole),
         ("tokens to write", "completion_tokens", _whole),
         ("time here", "seconds", duration),
-        ("money", "money", lambda value: f"{value:,.2f}"),
+        ("money", "money", money),
         ("disk", "disk", size),
     ]
     lines: list[tuple[str, Quantity, Callable[[float], str]]] = [

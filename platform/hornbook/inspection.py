@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hornbook.artifact import ARTIFACTS, Artifact, Manifest
+from hornbook.engines.usage import MONEY
 from hornbook.errors import StoreError
 from hornbook.events import read_events
-from hornbook.progress import duration, size
+from hornbook.progress import duration, money, size
 from hornbook.runs import Run, all_runs, load_run
 from hornbook.settings import nearest
 from hornbook.store import Store
@@ -127,7 +128,8 @@ def describe_artifact(artifact: Artifact, rows: int) -> Iterator[str]:
     yield from _lineage(artifact, "  ", set())
     yield "counts"
     for name, value in manifest.counts.items():
-        yield f"  {name:<20} {_count(value)}"
+        write = money if name.split(":")[0] == MONEY else _count
+        yield f"  {name:<20} {write(value)}"
     if manifest.reasons:
         yield "rejects"
         for reason, count in sorted(manifest.reasons.items(), key=lambda entry: -entry[1]):

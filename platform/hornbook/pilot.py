@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from hornbook.artifact import Artifact, finish_artifact
 from hornbook.corpus_sample import record_bytes, stored_bytes
+from hornbook.engines.usage import MONEY, by_engine
 from hornbook.errors import HornbookError, Stopped
 from hornbook.events import read_events
 from hornbook.models import digest
@@ -46,7 +47,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Chunk:
-    """A finished part of a pilot; `seconds` is the time since the part before it was finished."""
+    """A finished part of a pilot; `seconds` is the time since the part before it was finished.
+
+    `money` is what its replies cost, each at its own engine's prices; `written` are the tokens written, by the settings field
+    of the engine.
+    """
 
     planned: int
     rows: int
@@ -54,6 +59,8 @@ class Chunk:
     completion_tokens: float
     disk: float
     seconds: float
+    money: float = 0.0
+    written: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -385,6 +392,8 @@ def _measured(
                 completion_tokens=counts.get("completion_tokens", counts.get("tokens", 0.0)),
                 disk=factor * stored_bytes(part),
                 seconds=max(0.0, event["time"] - before),
+                money=counts.get(MONEY, 0.0),
+                written=by_engine(counts, "completion_tokens", recipe.stages[stage].stage.settings),
             )
         )
         before = event["time"]

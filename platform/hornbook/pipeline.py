@@ -7,7 +7,7 @@ committed is found again by fingerprint, and the same command goes on where it s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,12 @@ from hornbook.store import Store
 if TYPE_CHECKING:
     from hornbook.engines.interface import EngineSettings
     from hornbook.engines.pool import EngineHandle, EnginePool
+    from hornbook.engines.replica import EngineStats
 
 Say = Callable[[str], None]
+
+USED = ("requests", "prompt_tokens", "completion_tokens", "money")
+"""Figures of an engine that a run records after each stage."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +219,9 @@ def _make(
             if lock.lost:
                 lock.check()  # says why it was stopped
             raise
+        finally:
+            for usage in engines.usage():
+                events.emit("engine-used", stage=entry.name, **usage)
         lock.check()  # what another driver took over is for that one to finish
         manifest = finish_artifact(
             artifact,
@@ -249,6 +256,7 @@ class _Engines:
     def __init__(self) -> None:
         self._pools: dict[EngineSettings, EnginePool] = {}
         self._opened: set[EngineSettings] = set()
+        self._used: dict[EngineSettings, EngineStats] = {}
         self._cluster: Any = None
 
     def __enter__(self) -> _Engines:
@@ -276,6 +284,20 @@ class _Engines:
             self._pools[settings] = EnginePool(settings)
         self._opened.add(settings)
         return self._pools[settings].handle(wait)
+
+    def usage(self) -> Iterator[dict[str, Any]]:
+        """Yield what each engine did since this was asked last: requests, tokens and money, those in vain included."""
+        from hornbook.engines.replica import EngineStats
+
+        for settings, pool in self._pools.items():
+            try:
+                now, before = pool.stats(), self._used.get(settings, EngineStats())
+            except Exception:  # Ray is going down; why is said elsewhere
+                continue
+            self._used[settings] = now
+            done = {name: getattr(now, name) - getattr(before, name) for name in USED}
+            if any(done.values()):
+                yield {"engine": settings.kind, "model": settings.model, **done}
 
     def make_room(self, name: str, stage: Any) -> None:
         """Close the pools that hold GPUs and that the stage with these settings does not ask for.
@@ -309,6 +331,7 @@ class _Engines:
     def _close(self, pools: Sequence[EngineSettings]) -> None:
         for settings in pools:
             self._pools.pop(settings).close()
+            self._used.pop(settings, None)
 
 
 def _end_of(error: BaseException) -> str:

@@ -5,6 +5,7 @@ The same numbers go to Ray's metrics, so that the dashboard shows them too.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -118,6 +119,12 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:,.1f} GiB"
+
+
+def money(amount: float) -> str:
+    """Return an amount of money as a person writes it, in the currency of the prices: `12.50`, and of little two digits."""
+    digits = 2 if not amount or abs(amount) >= 0.1 else 1 - math.floor(math.log10(abs(amount)))
+    return f"{amount:,.{digits}f}"
 
 
 def _rich_bar(stage: str, total: int, done: int) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 from hornbook.charts import Band, Series, histogram, line_chart, number, smoothed, thinned
 from hornbook.diversity_view import diversity
 from hornbook.foretold import foretold
-from hornbook.progress import duration
+from hornbook.progress import duration, money
 from hornbook.run_view import (
     RunView,
     StageView,
@@ -30,6 +30,7 @@ from hornbook.run_view import (
     reject_examples,
     sequence,
 )
+from hornbook.spending import spending, spent
 from hornbook.store import Store
 
 SAMPLES = 10
@@ -80,6 +81,7 @@ def render_report(store: Store, run_id: str) -> str:
         modelled=model_samples(run.stages, SAMPLES),
         timings=_timings(run, curves),
         foretold=foretold(run),
+        spending=spending(run),
         figures=[(stage, flat) for stage in run.stages if (flat := _flat(stage.metrics))],
         versions=mapping(run.record.get("versions")),
         recipe=_yaml(run.record.get("source")),
@@ -97,6 +99,8 @@ def _tiles(run: RunView, curves: Sequence[tuple[StageView, list[dict[str, Any]]]
                   if stage.entry.get("group") == "generators")  # fmt: skip
     if written:
         tiles.append((number(written), "tokens generated", "counted by the engine"))
+    if bought := spent(run):
+        tiles.append((money(bought), "paid to endpoints", "for the rows here, at the recipe's prices"))
     if curves:
         rows = curves[0][1]
         tokens = sum(numeric(row.get("tokens")) or 0 for row in rows)

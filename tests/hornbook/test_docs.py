@@ -19,9 +19,14 @@ def test_the_settings_page_is_generated_from_the_code() -> None:
     assert page == settings_page(), "run `python -m hornbook.describe > docs/settings.md`"
 
 
-def test_the_example_recipe_is_right() -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert check_recipe(yaml.safe_load(block), "docs/recipes.md").name == "bedtime"
+def test_the_example_recipes_are_right() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8"), re.DOTALL)
+    bedtime, checked = (check_recipe(yaml.safe_load(block), "docs/recipes.md") for block in blocks)
+    assert (bedtime.name, checked.name) == ("bedtime", "checked-rewrites")
+    judge = checked.stages["rewrites"].stage.settings.judge
+    assert (judge.kind, judge.max_money, checked.stages["textbooks"].stage.settings.engine.prefix_order) == (
+        "openai", 20, True,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

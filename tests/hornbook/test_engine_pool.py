@@ -254,6 +254,19 @@ def test_the_real_engine_says_how_each_reply_ended(real_pool: EnginePool) -> Non
     assert "not one" in bad_choice.error
 
 
+@pytest.mark.slow
+def test_the_real_engine_stops_at_a_string(real_pool: EnginePool) -> None:
+    def told(*stop: str) -> Reply:
+        asked = [request("Write a long story about a cat.")]
+        return asyncio.run(real_pool.handle().generate(asked, Sampling(max_tokens=12, temperature=0, stop=stop)))[0]
+
+    whole = told()
+    end = f" {whole.text.split()[4]}"
+    stopped = told("no such words", end)
+    assert (whole.finish_reason, stopped.finish_reason) == ("length", "stop")
+    assert stopped.text == whole.text[: whole.text.index(end)] and stopped.completion_tokens < 12
+
+
 GRADE = {
     "type": "object",
     "properties": {

@@ -82,7 +82,12 @@ def test_openai_sends_the_key_and_the_sampling(endpoint: Endpoint, monkeypatch: 
     _, body, authorization = endpoint.seen[0]
     assert authorization == "Bearer secret"
     assert (body["seed"], body["top_k"], body["model"]) == (5, 9, "m")
-    assert "min_p" not in body
+    assert "min_p" not in body and "stop" not in body
+
+
+def test_openai_sends_the_strings_that_end_a_reply(endpoint: Endpoint) -> None:
+    ask(endpoint.engine(), [request("hi")], Sampling(stop=("THE END", "\n\n")))
+    assert endpoint.seen[0][1]["stop"] == ["THE END", "\n\n"]
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 import yaml
 from command_line import Answer
+from endpoint import Endpoint
 
 from hornbook.cluster import cluster
 from hornbook.errors import RecipeError
-from hornbook.estimate import FIGURES, StageEstimate, estimates_of, fullness, per_planned, total, wilson
+from hornbook.estimate import FIGURES, StageEstimate, estimate, estimates_of, fullness, total
 from hornbook.estimate_table import remarks, table
+from hornbook.foretold import foretold
+from hornbook.intervals import per_planned, wilson
 from hornbook.pilot import Chunk, Pilot, Piloted, run_pilot, without_gap
 from hornbook.pipeline import plan_recipe, run_recipe
 from hornbook.recipe import check_recipe, load_recipe
 from hornbook.report import render_report
-from hornbook.run_view import read_estimate
+from hornbook.run_view import read_estimate, read_run
 from hornbook.store import Store
 
 STAGES: dict[str, Any] = {
@@ -35,6 +38,38 @@ from hornbook.stage import Input
 class After(Stories):
     inputs = {"tokenizer": Input("tokenizer")}
 """
+JUDGED = """
+from functools import cached_property
+
+from pydantic import Field
+
+from generators.prompted import Parsed, Prompt, PromptedStage, PromptSettings
+from hornbook.engines.interface import EngineSettings
+from hornbook.plan import Combinations
+
+
+class JudgedSettings(PromptSettings):
+    judge: EngineSettings | None = Field(None, description="Who says whether a row is good.")
+
+
+class Judged(PromptedStage):
+    kind = "judged"
+    Settings = JudgedSettings
+
+    @cached_property
+    def combinations(self):
+        return Combinations((40,), self.seed)
+
+    def prompt(self, row):
+        return Prompt(({"role": "user", "content": f"Say something of {self.combinations[row][0]}."},), {})
+
+    async def write(self, prompt, ask):
+        parsed = await super().write(prompt, ask)
+        await ask(({"role": "user", "content": f"Good? {parsed.text}"},), engine="judge")
+        return parsed
+"""
+PRICES = {"price_per_million_prompt_tokens": 10_000, "price_per_million_completion_tokens": 30_000}
+"""A reply of `endpoint.well`, 7 tokens read and 3 written, costs 0.16."""
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +77,13 @@ def ray_here() -> Iterator[None]:
     """One Ray for all runs of this file."""
     with cluster():
         yield
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    made = Endpoint()
+    yield made
+    made.close()
 
 
 def recipe_file(folder: Path, stages: dict[str, Any], engine: dict[str, Any] | None = None) -> str:
@@ -56,7 +98,16 @@ def kept(store: Store) -> dict[str, Any]:
 
 def pilot(rows: int = 4, accepted: int = 3, tokens: float = 800, seconds: float = 2, **options: Any) -> Pilot:
     """25 like chunks."""
-    chunk = Chunk(planned=rows, rows=accepted, prompt_tokens=200, completion_tokens=tokens, disk=1000, seconds=seconds)
+    written = options.pop("written", {"engine": tokens})
+    chunk = Chunk(
+        planned=rows,
+        rows=accepted,
+        prompt_tokens=200,
+        completion_tokens=tokens,
+        disk=1000,
+        seconds=seconds,
+        written=written,
+    )
     return Pilot([chunk] * 25, start_seconds=30.0, **options)
 
 
@@ -167,6 +218,53 @@ def test_a_stage_is_planned_from_what_its_inputs_will_hold(tmp_path: Path) -> No
     assert questions.figures["planned"].low < 96 < questions.figures["planned"].high
 
 
+def test_rows_from_documents_are_planned_once_for_each_sample(tmp_path: Path) -> None:
+    stages = {**STAGES, "questions": {**STAGES["questions"], "samples": 3}}
+    recipe = check_recipe({"name": "r", "engine": {"kind": "echo"}, "stages": stages}, "r", tmp_path)
+    planned = plan_recipe(recipe, Store(str(tmp_path / "none")))
+    _, questions = estimates_of(Piloted(recipe, planned, pilots={name: pilot() for name in STAGES}), [1])
+    assert questions.figures["planned"].value == 3 * 2 * 48
+
+
+def judged(folder: Path, **stage: Any) -> str:
+    (folder / "judged.py").write_text(JUDGED)
+    checks = {"near_duplicates": False}
+    return recipe_file(folder, {"judged": {"kind": "judged.py:Judged", "part_rows": 4, "checks": checks, **stage}})
+
+
+def test_no_more_rows_are_planned_than_there_are_prompts(tmp_path: Path) -> None:
+    recipe = load_recipe(judged(tmp_path, accepted=30, over_generation=10, samples=2))
+    planned = plan_recipe(recipe, Store(str(tmp_path / "none")))
+    poor = pilot(rows=10, accepted=1)
+    (made,) = estimates_of(Piloted(recipe, planned, pilots={"judged": poor}), [1])
+    assert made.figures["planned"].value == 2 * 40
+    assert "need more than the 80" in "\n".join(made.notes)
+
+
+def test_each_engine_is_priced_by_its_own_tokens(tmp_path: Path, ray_here: None, endpoint: Endpoint) -> None:
+    asked = {"kind": "openai", "model": "m", "base_url": endpoint.url}
+    free = {**asked, **PRICES, "kind": "echo"}  # as a recipe's `engine` with prices leaves it: only endpoints charge
+    recipe = judged(tmp_path, rows=16, engine=free, judge={**asked, **PRICES})
+    store = Store(str(tmp_path / "store"))
+    (told,) = estimate(recipe, [], store, rows=8, seconds=60, say=lambda line: None)
+    money = told.figures["money"]
+    assert [money.value, money.low, money.high] == pytest.approx([16 * 0.16] * 3)
+    assert "money 2.56" in "\n".join(" ".join(row) for row in table([told]))
+    run = run_recipe(load_recipe(recipe), store, say=lambda line: None)
+    counts = run.artifacts["judged"].manifest.counts
+    assert counts["money"] == counts["money:judge"] == pytest.approx(2.56)
+    assert counts["completion_tokens:judge"] == 48 and counts["completion_tokens:engine"] > 48
+    (row,) = foretold(read_run(store, run.run.id))
+    came = {figure["name"]: figure for figure in row["figures"]}
+    assert list(came) == ["rows", "acceptance", "tokens read", "tokens written", "money", "time", "disk"]
+    assert (came["money"]["told"], came["money"]["actual"], came["money"]["inside"]) == ("2.56", "2.56", True)
+    assert (came["acceptance"]["told"], came["acceptance"]["actual"]) == ("100.0%", "100.0%")
+    assert came["tokens read"]["share"] == pytest.approx(1, rel=0.3)
+    page = render_report(store, run.run.id)
+    spent = '<td>judge</td><td class="n">112</td><td class="n">48</td><td class="n">2.56</td>'
+    assert "paid to endpoints" in page and spent in page
+
+
 def test_rows_wanted_after_checks_plan_for_the_rejects(tmp_path: Path) -> None:
     wanted: dict[str, Any] = {"rows": None, "accepted": 300}
     made = estimated(tmp_path, pilot(), **wanted)
@@ -191,6 +289,32 @@ def test_hours_per_gpu_are_measured_or_assumed_or_left_out(
 ) -> None:
     made = estimated(tmp_path, shown, engine={"kind": "vllm", "model": model})
     assert {count: found.value for count, found in made.gpu_hours.items()} == pytest.approx(hours)
+    assert told in "\n".join(made.notes)
+
+
+SMALL, LARGE = ({"kind": "vllm", "model": name} for name in ("smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-1.7B"))
+
+
+@pytest.mark.parametrize(
+    ("judge", "shown", "hours", "told"),
+    [
+        (LARGE, {}, (200_000 + 2_000) / 9200 / 3600, "of the larger SmolLM2"),
+        ({"kind": "openai"}, {}, 200_000 / 9200 / 3600, "of engine alone; openai is asked, too"),
+        (LARGE, {"gpus": 4.0}, 500 * 4 / 3600, "measured on 4"),
+        ({**LARGE, "replicas": 1}, {"gpus": 4.0}, 500 * 2 / 3600, "measured on 2"),
+    ],
+)
+def test_hours_per_gpu_count_each_engine_by_its_own_tokens(
+    tmp_path: Path, judge: dict[str, Any], shown: dict[str, Any], hours: float, told: str
+) -> None:
+    (tmp_path / "judged.py").write_text(JUDGED.replace("(40,)", "(4000,)"))
+    engine = {**SMALL, **({"replicas": 1} if "replicas" in judge else {})}
+    stage = {"kind": "judged.py:Judged", "rows": 1000, "engine": engine, "judge": judge}
+    recipe = check_recipe({"name": "r", "stages": {"judged": stage}}, "r", tmp_path)
+    found = pilot(tokens=808, written={"engine": 800, "judge": 8}, **shown)
+    planned = plan_recipe(recipe, Store(str(tmp_path / "none")))
+    (made,) = estimates_of(Piloted(recipe, planned, pilots={"judged": found}), [1])
+    assert made.gpu_hours[1].value == pytest.approx(hours)
     assert told in "\n".join(made.notes)
 
 

@@ -15,7 +15,9 @@ from hornbook.errors import EngineError
 from hornbook.parts import read_commits
 from hornbook.pipeline import Finished, run_recipe
 from hornbook.recipe import check_recipe
+from hornbook.run_view import read_run
 from hornbook.runs import load_run
+from hornbook.spending import spending
 from hornbook.store import Store
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -59,7 +61,7 @@ def test_an_outage_stops_the_stage_and_a_rerun_makes_what_is_missing(
     plan = {"rows": 16, "part_rows": 2, "parts_in_flight": 2, "sampling": {"max_tokens": 30}}
     plan |= {"checks": {"near_duplicates": False}, "required_words": 0}  # the endpoint says the same to all
     engine = {"kind": "openai", "base_url": endpoint.url, "outage_seconds": 0.2}
-    budget = {"max_total_tokens": 200} if fault == "budget" else {}
+    budget = {"max_total_tokens": 300} if fault == "budget" else {}
     with pytest.raises(EngineError, match="goes on where it stood"):
         write_stories(store, {**engine, **budget}, **plan)
     rows, rejected = committed(store)
@@ -81,3 +83,42 @@ def test_parts_in_flight_are_each_replicas(tmp_path: Path) -> None:
         under_way += 1 if line.startswith("taken") else -1
         most = max(most, under_way)
     assert most == 2
+
+
+def test_a_stage_stops_at_its_money_and_goes_on_when_it_is_raised(endpoint: Endpoint, tmp_path: Path) -> None:
+    """16 rows in parts of 4, a reply costs 0.307: after two parts a third might cost more than what is left of 4."""
+    endpoint.behaviour = lambda number, handler: well(handler, STORY)
+    store = Store(str(tmp_path / "store"))
+    sampling = {"max_tokens": 4, "stop": ["THE END"]}
+    plan = {"rows": 16, "part_rows": 4, "parts_in_flight": 2, "sampling": sampling, "required_words": 0}
+    plan |= {"checks": {"near_duplicates": False}}  # the endpoint says the same to all
+    prices = {"price_per_million_prompt_tokens": 1_000, "price_per_million_completion_tokens": 100_000}
+    engine = {"kind": "openai", "base_url": endpoint.url, **prices}
+    with pytest.raises(EngineError, match="of max_money=4; the next call, 4 requests, may cost") as stopped:
+        write_stories(store, {**engine, "max_money": 4}, **plan)
+    assert "raise engine.max_money" in stopped.value.cure
+    assert committed(store) == (8, 0) and len(endpoint.seen) == 8
+    first = read_run(store, load_run(store, "latest").id)
+    again = write_stories(store, {**engine, "max_money": 9}, **plan)
+    counts = again.artifacts["stories"].manifest.counts
+    assert (counts["rows"], counts["rejected"]) == (16, 0)
+    asked = [body["messages"][0]["content"] for _, body, _ in endpoint.seen]
+    assert len(asked) == len(set(asked)) == 16, "nothing is asked twice"
+    assert all(body["stop"] == ["THE END"] for _, body, _ in endpoint.seen)
+    assert counts["money"] == pytest.approx(16 * 0.307), "both attempts"
+    second = read_run(store, again.run.id)
+    paid = [[row["paid"] for row in spending(run)] for run in (first, second)]
+    assert paid == [["2.46"], ["2.46"]]  # each run its own
+
+
+def test_money_for_less_than_a_part_says_so(endpoint: Endpoint, tmp_path: Path) -> None:
+    engine = {
+        "kind": "openai",
+        "base_url": endpoint.url,
+        "max_money": 0.5,
+        "price_per_million_completion_tokens": 100_000,
+    }
+    with pytest.raises(EngineError, match="too small for what is asked together") as stopped:
+        write_stories(Store(str(tmp_path / "store")), engine, rows=4, part_rows=4, sampling={"max_tokens": 4})
+    assert "raise engine.max_money, or lower part_rows" in stopped.value.cure
+    assert not endpoint.seen

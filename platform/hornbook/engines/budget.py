@@ -1,4 +1,4 @@
-"""A budget of tokens and money: what a request may cost is reserved before it is sent and settled by what it did cost.
+"""A budget of tokens and money: what a call may cost is reserved before it is sent, and settled by what it did cost.
 
 One count per run, not per engine: a pool's budget lives in its ledger, which outlives replicas and their restarts.
 """
@@ -41,7 +41,9 @@ NOTHING = Cost()
 
 
 def cost(settings: EngineSettings, prompt_tokens: int, completion_tokens: int) -> Cost:
-    """Return what so many tokens cost at the engine's prices."""
+    """Return what so many tokens cost at the engine's prices; only endpoints charge, whatever others inherit from a recipe."""
+    if settings.kind != "openai":
+        return Cost(prompt_tokens + completion_tokens)
     money = (
         prompt_tokens * settings.price_per_million_prompt_tokens
         + completion_tokens * settings.price_per_million_completion_tokens
@@ -120,8 +122,8 @@ class LedgerAccount:
         self._ledger.settle.remote(self._replica, reserved, used)
 
 
-async def reserve(account: Account, asked: Cost, limit: Cost) -> None:
-    """Wait until the budget grants what a request may cost.
+async def reserve(account: Account, asked: Cost, limit: Cost, requests: int = 1) -> None:
+    """Wait until the budget grants what a call of so many requests may cost.
 
     Raises EngineError when it is spent; by then nothing is under way any more, so that no reply that was paid for is lost.
     """
@@ -130,18 +132,24 @@ async def reserve(account: Account, asked: Cost, limit: Cost) -> None:
         if verdict == "granted":
             return
         if verdict == "spent":
-            raise _spent(spent, asked, limit)
+            raise _spent(spent, asked, limit, requests)
         await asyncio.sleep(_SECONDS_BETWEEN_QUESTIONS)
 
 
-def _spent(spent: Cost, asked: Cost, limit: Cost) -> EngineError:
+def _spent(spent: Cost, asked: Cost, limit: Cost, requests: int) -> EngineError:
+    following = "the next request" if requests == 1 else f"the next call, {requests} requests,"
     if not Cost(spent.tokens + asked.tokens).within(Cost(limit.tokens)):
-        name = "max_total_tokens"
-        said = f"{spent.tokens:,} of max_total_tokens={limit.tokens:,}; the next request may take {asked.tokens:,}"
+        what, name = "token", "max_total_tokens"
+        said = f"{spent.tokens:,} of max_total_tokens={limit.tokens:,}; {following} may take {asked.tokens:,}"
     else:
-        name = "max_money"
-        said = f"{spent.money:.4g} of max_money={limit.money:g}; the next request may cost {asked.money:.2g}"
+        what, name = "money", "max_money"
+        said = f"{spent.money:.4g} of max_money={limit.money:g}; {following} may cost {asked.money:.2g}"
+    if spent == NOTHING:
+        return EngineError(
+            f"the {what} budget is too small for what is asked together: {said}",
+            f"raise engine.{name}, or lower part_rows or sampling.max_tokens: a part is asked for whole or not at all",
+        )
     return EngineError(
-        f"the {'token' if name == 'max_total_tokens' else 'money'} budget is spent: {said}",
+        f"the {what} budget is spent: {said}",
         f"raise engine.{name} (it counts one run), or just run again: it goes on where it stood",
     )

@@ -83,7 +83,7 @@ class OpenAIEngine:
         self._next_send = 0.0
         self._last_answer = self._last_failed_probe = -math.inf
         self._probing = asyncio.Lock()
-        self._asked = 0
+        self._calls = 0
         self._failure: EngineError | None = None
         self._client: httpx.AsyncClient | None = None
 
@@ -116,16 +116,29 @@ class OpenAIEngine:
         """Answer `requests`.
 
         Raises EngineError where the endpoint refuses the key, does not know the model, or stays down for longer than
-        `outage_seconds`, and where the budget is spent.
+        `outage_seconds`, and where the budget is spent: then before any of them is sent, for a call is answered whole or lost.
         """
-        answers = [asyncio.ensure_future(self._answer(request, sampling)) for request in requests]
+        reserved = {number: _likely_cost(self.settings, asked, sampling) for number, asked in enumerate(requests)}
+        if self._counts:
+            await reserve(self._account, sum(reserved.values(), NOTHING), self._limits, len(requests))
+        answers = [
+            asyncio.ensure_future(self._answer(number, asked, sampling, reserved))
+            for number, asked in enumerate(requests)
+        ]
+        self._calls += 1
         try:
             return list(await asyncio.gather(*answers))
-        except BaseException:  # The batch is lost: do not go on paying for the rest of it.
+        except BaseException as error:  # The batch is lost: do not go on paying for the rest of it.
+            self._failure = error if isinstance(error, EngineError) else self._failure
             for answer in answers:
                 answer.cancel()
             await asyncio.gather(*answers, return_exceptions=True)
             raise
+        finally:
+            self._calls -= 1
+            self._failure = self._failure if self._calls else None
+            if self._counts and reserved:  # of requests that were never sent
+                self._account.settle(sum(reserved.values(), NOTHING), NOTHING)
 
     async def close(self) -> None:
         """Close the connections and the request log."""
@@ -134,32 +147,18 @@ class OpenAIEngine:
             self._client = None
         self._log.close()
 
-    async def _answer(self, request: Request, sampling: Sampling) -> Reply:
-        self._asked += 1
-        try:
-            return await self._answer_in_turn(request, sampling)
-        except EngineError as error:
-            self._failure = error
-            raise
-        finally:
-            self._asked -= 1
-            if not self._asked:
-                self._failure = None
-
-    async def _answer_in_turn(self, request: Request, sampling: Sampling) -> Reply:
+    async def _answer(self, number: int, request: Request, sampling: Sampling, reserved: dict[int, Cost]) -> Reply:
+        """Answer a request of a call; what is `reserved` for it, by its number, is settled and taken out there."""
         async with self._slots:
             if self._failure is not None:  # Those who waited behind what failed do not try it all again.
                 raise self._failure
-            reserved = _likely_cost(self.settings, request, sampling)
-            if self._counts:
-                await reserve(self._account, reserved, self._limits)
             used = NOTHING
             try:
                 self._log.taken([request])
                 reply, used = await self._ask_until_answered(request, sampling)
             finally:
                 if self._counts:
-                    self._account.settle(reserved, used)
+                    self._account.settle(reserved.pop(number), used)
             self._log.done([request])
             return reply
 

@@ -37,6 +37,7 @@ _PATIENCE_WITH_THE_OTHERS = 900.0
 """Seconds after which the pool works with the replicas that are ready, counted from when the last one became so."""
 
 _SECONDS_TO_CLOSE = 30.0
+_SECONDS_TO_COUNT = 10.0
 _PROBES_OF_A_DEAD_ACTOR = 5
 
 
@@ -76,7 +77,7 @@ class EnginePool:
         """Return what the replicas have done so far; zeros before the first `handle()`."""
         import ray
 
-        return ray.get(self._handle.ledger.stats.remote()) if self._handle else EngineStats()
+        return ray.get(self._handle.ledger.stats.remote(), timeout=_SECONDS_TO_COUNT) if self._handle else EngineStats()
 
     def close(self) -> None:
         """Stop the replicas and whatever processes they started."""
