@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, model_validator
 
-from generators.checks import CheckSettings, NearDuplicateSieve, Refused, check_text
+from generators.checks import CheckSettings, NearDuplicateSieve, Refused, check_refusal, check_text
 from generators.diversity import DiversitySettings
 from hornbook.artifact import Artifact
 from hornbook.engines.interface import EngineSettings, Messages, Reply, Sampling, engines_of
@@ -200,7 +200,7 @@ class PromptedStage(Stage):
         return self.accept(prompt, reply)
 
     def accept(self, prompt: Prompt, reply: Reply) -> Parsed:
-        """Turn an engine's reply into a document's text. Raises Refused for what failed, was cut, is empty or unparsable."""
+        """Turn a reply into a document's text. Raises Refused for what failed, was cut, is empty, declines or cannot be parsed."""
         text = reply.text.strip()
         if reply.finish_reason == "error":
             raise Refused("engine-error", reply.error)
@@ -210,6 +210,7 @@ class PromptedStage(Stage):
             text = to_last_sentence(text)
         if not text and prompt.messages:
             raise Refused("empty")
+        check_refusal(text, self.settings.checks)  # before a parser calls it something else
         return self.parse(prompt, text)
 
     def check_text(self, prompt: Prompt, text: str) -> None:
