@@ -78,7 +78,7 @@ def asking_row(stage: PromptedStage) -> int:
 
 @pytest.mark.parametrize("kind", TEXT_KINDS)
 def test_a_refusal_is_called_one_by_every_kind(kind: str, tmp_path: Path) -> None:
-    more = {"chosen_engine": ECHO} if kind == "preferences" else {}
+    more: dict[str, Any] = {"chosen_engine": ECHO} if kind == "preferences" else {}
     more |= {"per_document": 15} if kind == "story-instructions" else {}
     stage = made(kind, tmp_path, **more)
     assert outcome(stage, Engine(REFUSAL), asking_row(stage)) == "refusal"
@@ -209,7 +209,7 @@ ANSWERS = {
     "German": "Sie trinken den Nektar der Blumen und tragen dabei den Pollen von einer zur nächsten weiter.",
     "short": "Nectar.",
 }
-REPLIES = {
+REPLIES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "questions": (QUESTIONS, {}),
     "chats": (CHATS, {"calls": "one", "rounds": [2]}),
     "rewrites": (REWRITES, {"forms": ["prose"], "new_names": 9}),
