@@ -356,7 +356,8 @@ class PromptedStage(Stage):
         data |= {name: text.encode() for name, text in texts.items()}
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in data.items()}
         digests[path.name] = code_digest(type(self).__module__)
-        return {name: {"version": digests[name][:12], "text": texts.get(name, "")} for name in sorted(digests)}
+        shown = {name: {"text": text} for name, text in texts.items()}
+        return {name: {"version": digests[name][:12], **shown.get(name, {})} for name in sorted(digests)}
 
     @cached_property
     def _compiled(self) -> dict[str, tuple[jinja2.Template, set[str]]]:

@@ -284,7 +284,9 @@ class _PromptFile(NamedTuple):
 
 def _kept_prompts(manifest: Manifest) -> list[_PromptFile]:
     kept = manifest.metrics.get("prompts") or {}
-    return [_PromptFile(manifest.stage, name, prompt["version"], prompt["text"]) for name, prompt in kept.items()]
+    return [
+        _PromptFile(manifest.stage, name, prompt["version"], prompt.get("text", "")) for name, prompt in kept.items()
+    ]
 
 
 def _prompts(artifact: Artifact, recipe: Mapping[str, Any], stage: str) -> tuple[list[_PromptFile], str]:

@@ -153,7 +153,7 @@ def test_the_card_shows_the_prompts_that_the_corpus_kept(store: Store) -> None:
 def test_the_card_shows_the_prompts_of_what_the_corpus_was_made_from(store: Store) -> None:
     kept = {
         "a.jinja": {"version": "aaaaaaaaaaaa", "text": "Tell."},
-        "a.words.txt": {"version": "bbbbbbbbbbbb", "text": ""},
+        "a.words.txt": {"version": "bbbbbbbbbbbb"},
     }
     tales = make(store, "tales", "stories", "documents", [stories(["A tale."])], metrics={"prompts": kept})
     own = {"b.jinja": {"version": "cccccccccccc", "text": "Sum up."}}
