@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from generators.checks import check_language, check_refusal
 from generators.documents import DocumentPromptSettings, DocumentStage, SourcedPrompt, extract
 from generators.overlap import drawn_share, words
 from generators.prompted import Ask, Messages, Parsed, Prompt, Refused
@@ -193,6 +194,7 @@ class Chats(DocumentStage):
             reply = await ask(asked)
             try:
                 said = self.accept(replace(prompt, seeds={**prompt.seeds, "turn": role}), reply).text
+                self.check_text(prompt, said)  # a turn that loops is not worth the calls after it
                 turn = Message(role=role, content=said)
                 self._check_turn([*messages, turn])
             except Refused as refused:
@@ -202,7 +204,7 @@ class Chats(DocumentStage):
         return self._conversation(prompt, messages)
 
     def _check_turn(self, messages: Sequence[Message]) -> None:
-        """Refuse the last turn if an earlier one or an example said it, or if it is too short an answer."""
+        """Refuse the last turn if an earlier one or an example said it, or if it is an answer that declines or is too short."""
         *earlier, last = messages
         own = frozenset(words(last["content"]))
         if own in EXAMPLE_TURNS:
@@ -211,16 +213,20 @@ class Chats(DocumentStage):
             other = frozenset(words(message["content"]))
             if len(own & other) > SAME_WORDS * len(own | other):
                 raise Refused("repeated-turn", last["content"][:200])
-        if last["role"] == "assistant" and len(last["content"].split()) < self.settings.least_words:
-            raise Refused("short-answer", last["content"][:200])
+        if last["role"] == "assistant":
+            check_refusal(last["content"], self.settings.checks)
+            if len(last["content"].split()) < self.settings.least_words:
+                raise Refused("short-answer", last["content"][:200])
 
     def _conversation(self, prompt: Prompt, messages: Sequence[Message]) -> Parsed:
         if len(messages) < 2 * LEAST_ROUNDS:
             raise Refused("too-few-turns", f"{len(messages)} turns")
+        text = plain_text(messages)
+        check_language(text, self.settings.checks, self.language_of(prompt))  # in another one no word is the document's
         answers = " ".join(message["content"] for message in messages if message["role"] == "assistant")
         if (share := drawn_share(answers, self.quoted(prompt))) < self.settings.least_drawn:
             raise Refused("off-document", f"{share:.0%} of the answers' content words are the document's")
-        return Parsed(plain_text(messages), chat_meta(messages))
+        return Parsed(text, chat_meta(messages))
 
     def _ask_question(self, prompt: Prompt, said: Sequence[Message]) -> Messages:
         """Ask for the user's next question; each round of a conversation begins with another word."""

@@ -26,6 +26,7 @@ LOOP_REPEATS = 3
 LONGEST_LOOP = 60
 MIN_LANGUAGE_BYTES = 60
 WRONG_LANGUAGE_PERCENT = 50
+SURE_LANGUAGE_PERCENT = 80
 SAME_SENTENCE_SHARE = 0.1
 SIGNS = b"+-/=<>%^_"
 
@@ -80,13 +81,23 @@ def check_text(text: str, settings: CheckSettings, required: Sequence[str] = (),
         required: what the text must hold: single words, of which inflections count, or whole sentences, verbatim.
         language: ISO 639-1 code of the language asked for; empty leaves the language unchecked.
     """
-    if settings.refusal and (refusal := find_refusal(text)):
-        raise Refused("refusal", refusal)
+    check_refusal(text, settings)
     words = _without_rules(text)
     if settings.missing_words and (missing := find_missing(text, words, required)):
         raise Refused("missing-words", missing)
     if settings.repetition and (repetition := find_repetition(text, words, settings)):
         raise Refused("repetition", repetition)
+    check_language(text, settings, language)
+
+
+def check_refusal(text: str, settings: CheckSettings) -> None:
+    """Pass a text, or raise Refused with the reason `refusal`: the cheapest of the checks, for whole replies as for parts."""
+    if settings.refusal and (refusal := find_refusal(text)):
+        raise Refused("refusal", refusal)
+
+
+def check_language(text: str, settings: CheckSettings, language: str) -> None:
+    """Pass a text, or raise Refused with the reason `wrong-language`; any text where `language` is empty."""
     if settings.language and language and (other := other_language(text, language)):
         raise Refused("wrong-language", f"{other}, not {language}")
 
@@ -248,19 +259,31 @@ def other_language(text: str, language: str) -> str:
 
     Too short texts, several languages without a clear majority and what the identifier does not know pass.
     """
+    code, wanted = _language(text, WRONG_LANGUAGE_PERCENT), _code(language)
+    return "" if code == wanted or any(code in near and wanted in near for near in _NEAR) else code
+
+
+@lru_cache(maxsize=256)
+def sure_language(text: str) -> str:
+    """Return the code of the language that a text, next to all of it, is in; empty where that is not sure.
+
+    Markup and code hide the words of a text: where the identifier read less than half of it, nothing is sure.
+    """
+    return _language(text, SURE_LANGUAGE_PERCENT, len(text) // 2)
+
+
+def _language(text: str, percent: int, least_bytes: int = 0) -> str:
+    """Return the code of a text's language where the identifier is sure of it, read so many bytes of words and gives it more
+    than `percent` of them."""
     import pycld2
 
     try:
         reliable, size, found = pycld2.detect(_CONTROLS.sub(" ", text))
     except pycld2.error:  # characters that Unicode does not assign
         return ""
-    code, percent = _code(found[0][1]), found[0][2]
-    wanted = _code(language)
-    if not reliable or size < MIN_LANGUAGE_BYTES or percent <= WRONG_LANGUAGE_PERCENT or code in (wanted, "un"):
-        return ""
-    if any(code in near and wanted in near for near in _NEAR):
-        return ""
-    return str(code)
+    code = _code(found[0][1])
+    sure = reliable and size >= max(MIN_LANGUAGE_BYTES, least_bytes) and found[0][2] > percent
+    return code if sure and code != "un" else ""
 
 
 def _code(code: str) -> str:

@@ -152,6 +152,7 @@ class CodeTextbooks(TopicStage):
         words = len(without_blocks(text).split())
         if words < self.settings.min_words:
             raise Refused("no-prose", f"{words} words beside the snippets")
+        self.check_text(prompt, text)  # before anything runs
         sessions = [snippet for snippet in snippets if is_session(snippet)]
         check_snippets(snippets)
         if self.settings.run == "all":

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from generators.checks import sure_language
 from generators.prompted import Prompt, PromptedStage, PromptSettings
 from hornbook.artifact import Artifact
 from hornbook.documents import KEY_BYTES
@@ -199,6 +200,12 @@ class DocumentStage(PromptedStage):
         """Return what a prompt of this stage quotes."""
         assert isinstance(prompt, SourcedPrompt), prompt
         return prompt.quoted
+
+    def language_of(self, prompt: Prompt) -> str:
+        """The kind's own language; of a kind that has none that of what the prompt quotes, where the identifier is sure of it."""
+        if self.language or not isinstance(prompt, SourcedPrompt):
+            return self.language
+        return sure_language(prompt.quoted)
 
     def source(self, row: int) -> tuple[SourceDocument, int]:
         """Return what planned row `row` is made from, and which of the rows made from it this is, from 0."""

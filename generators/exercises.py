@@ -97,6 +97,7 @@ class Exercises(PromptedStage):
 
     kind: ClassVar[str] = "exercises"
     document_kind: ClassVar[str] = "code"
+    language: ClassVar[str] = "en"
     expected_tokens: ClassVar[int] = 180
     too_many_rows: ClassVar[str] = "ask for fewer rows or add types (takes) or difficulties"
     cells: ClassVar[tuple[str, ...]] = ("takes", "difficulty")
@@ -209,6 +210,10 @@ class Exercises(PromptedStage):
         asserts = find_asserts(tree, source, name, self.settings.min_asserts)
         dropped = [node for node in tree.body if not isinstance(node, _KEPT) or _calls_at_top(node, name)]
         program = cut_out(source, dropped)
+        shown = "\n\n" + "\n".join(asserts) + "\n" if self.settings.include_asserts else ""
+        exercise = (program + shown).strip()
+        self.check_text(prompt, exercise)  # before anything runs
+        check_text(ast.get_docstring(function) or "", self.settings.checks, language=self.language_of(prompt))
         trial = try_function(program, name, asserts, self._stubs(tree, name), self.settings.limits)
         judge(trial, asserts)
         meta = {
@@ -216,8 +221,7 @@ class Exercises(PromptedStage):
             "signature": signature(function),
             "asserts": asserts,
         }
-        shown = "\n\n" + "\n".join(asserts) + "\n" if self.settings.include_asserts else ""
-        return Parsed((program + shown).strip(), meta)
+        return Parsed(exercise, meta)
 
     def _stubs(self, tree: ast.Module, name: str) -> list[str]:
         chosen = self.settings.stubs
@@ -225,7 +229,7 @@ class Exercises(PromptedStage):
         return [*(["None"] if "none" in chosen else []), *expected, *(["its first argument"] * ("argument" in chosen))]
 
     def check_text(self, prompt: Prompt, text: str) -> None:
-        """As for all kinds, but code may repeat itself."""
+        """As for all kinds, but code may repeat itself, and what language it is in is asked of its docstring alone."""
         check_text(text, self.settings.checks.model_copy(update={"repetition": False}), prompt.required)
 
     def sieves(self) -> list[Sieve]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from generators.checks import sure_language
 from generators.documents import DocumentPromptSettings, DocumentStage
 from generators.judge import grades_of, load_asking, rubric_identity
 from generators.prompted import Parsed, Prompt, Refused, to_last_sentence
@@ -124,6 +125,8 @@ class Preferences(DocumentStage):
 
     async def _paired(self, prompt: PairPrompt, ask: Ask) -> tuple[str, str, dict[str, Any]]:
         stronger = self.settings.chosen_engine
+        if stronger is None:
+            self._check_chosen(prompt, prompt.answer)  # before the model is asked for the other answer
         calls = [ask(prompt.messages)]
         if stronger is not None:
             calls.append(ask(prompt.messages, engine="chosen_engine"))
@@ -182,11 +185,19 @@ class Preferences(DocumentStage):
             raise Refused("empty", which)
         return text
 
-    def _pair(self, prompt: PairPrompt, chosen: str, rejected: str, more: Mapping[str, Any]) -> Parsed:
+    def _check_chosen(self, prompt: PairPrompt, chosen: str) -> None:
         try:
             super().check_text(prompt, chosen)
         except Refused as refused:
             raise Refused(refused.reason, f"chosen: {refused.detail}") from None
+
+    def language_of(self, prompt: Prompt) -> str:
+        """The language of the document's own answer; where that is too short to tell, that of question and answer."""
+        assert isinstance(prompt, PairPrompt), prompt
+        return sure_language(prompt.answer) or sure_language(f"{prompt.messages[-1]['content']}\n{prompt.answer}")
+
+    def _pair(self, prompt: PairPrompt, chosen: str, rejected: str, more: Mapping[str, Any]) -> Parsed:
+        self._check_chosen(prompt, chosen)
         similarity = ngram_dice(chosen, rejected, self.settings.ngram)
         if similarity > self.settings.most_similar or chosen == rejected:
             raise Refused("too-similar", f"Dice of {self.settings.ngram}-grams {similarity:.3f}")

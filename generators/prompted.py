@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, model_validator
 
-from generators.checks import CheckSettings, NearDuplicateSieve, Refused, check_text
+from generators.checks import CheckSettings, NearDuplicateSieve, Refused, check_refusal, check_text
 from generators.diversity import DiversitySettings
 from generators.kind_faults import describe, usable_prompt
 from hornbook.artifact import Artifact
 from hornbook.engines.interface import EngineSettings, Messages, Reply, Sampling, engines_of
 from hornbook.errors import RecipeError
+from hornbook.fingerprint import code_digest, data_files
 from hornbook.plan import Combinations, golden_choice
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Produces, Stage, StageContext, StageResult
@@ -201,7 +202,7 @@ class PromptedStage(Stage):
         return self.accept(prompt, reply)
 
     def accept(self, prompt: Prompt, reply: Reply) -> Parsed:
-        """Turn an engine's reply into a document's text. Raises Refused for what failed, was cut, is empty or unparsable."""
+        """Turn a reply into a document's text. Raises Refused for what failed, was cut, is empty, declines or cannot be parsed."""
         text = reply.text.strip()
         if reply.finish_reason == "error":
             raise Refused("engine-error", reply.error)
@@ -211,6 +212,7 @@ class PromptedStage(Stage):
             text = to_last_sentence(text)
         if not text and prompt.messages:
             raise Refused("empty")
+        check_refusal(text, self.settings.checks)  # before a parser calls it something else
         return self.parse(prompt, text)
 
     def check_text(self, prompt: Prompt, text: str) -> None:
@@ -367,15 +369,18 @@ class PromptedStage(Stage):
             raise RecipeError(f"stages.{self.name}: a prompt of kind {self.kind!r} cannot be read: {error}") from None
 
     def prompt_versions(self) -> dict[str, dict[str, str]]:
-        """Return the templates by file name: version (the first digits of their SHA-256) and text."""
-        stem = Path(str(sys.modules[type(self).__module__].__file__)).stem
-        return {
-            f"{stem}.{name}.jinja" if name else f"{stem}.jinja": {
-                "version": hashlib.sha256(text.encode()).hexdigest()[:12],
-                "text": text,
-            }
-            for name, text in self.templates.items()
-        }
+        """Return what prompts are made of, by file name: version (the first digits of a SHA-256) and, of templates, text.
+
+        Word lists and examples are data files or stand in the code, whose version is that of all that the kind imports of it.
+        """
+        path = Path(str(sys.modules[type(self).__module__].__file__))
+        texts = {".".join(filter(None, (path.stem, name, "jinja"))): text for name, text in self.templates.items()}
+        data = {file.name: file.read_bytes() for file in data_files(path) if file.suffix != ".jinja"}
+        data |= {name: text.encode() for name, text in texts.items()}
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in data.items()}
+        digests[path.name] = code_digest(type(self).__module__)
+        shown = {name: {"text": text} for name, text in texts.items()}
+        return {name: {"version": digests[name][:12], **shown.get(name, {})} for name in sorted(digests)}
 
     @cached_property
     def _compiled(self) -> dict[str, tuple[jinja2.Template, set[str]]]:

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from generators.documents import DocumentPromptSettings, DocumentStage, extract
+from generators.checks import check_refusal
+from generators.documents import DocumentPromptSettings, DocumentStage, SourcedPrompt, extract
 from generators.overlap import content_words, new_numbers
 from generators.prompted import Parsed, Prompt, Refused
 from hornbook.chat import Message, chat_meta, plain_text
@@ -85,22 +86,23 @@ class Questions(DocumentStage):
     Settings = QuestionSettings
     settings: QuestionSettings
 
-    def prompt(self, row: int) -> Prompt:
+    def prompt(self, row: int) -> SourcedPrompt:
         """Ask the (row mod per_document)-th way about the (row div per_document)-th document."""
         source, way = self.source(row)
         document = row // self.settings.per_document
         ask = (way + document) % len(ASKS)
         seeds = {"document": document, "ask": ASKS[ask]}
         examples = [turn for text, pairs in EXAMPLES for turn in self._example(text, *pairs[ask], ASKS[ask])]
-        asked = self.ask(extract=extract(source.text, self.settings.extract_characters), ask=seeds["ask"])
-        return Prompt((*examples, *asked), seeds, parents=(source.key,))
+        quoted = extract(source.text, self.settings.extract_characters)
+        asked = self.ask(extract=quoted, ask=seeds["ask"])
+        return SourcedPrompt((*examples, *asked), seeds, parents=(source.key,), quoted=quoted)
 
     def _example(self, text: str, question: str, answer: str, ask: str) -> tuple[dict[str, str], ...]:
         reply = {"role": "assistant", "content": f"Question: {question}\nAnswer: {answer}"}
         return (*self.ask(extract=text, ask=ask), reply)
 
     def parse(self, prompt: Prompt, text: str) -> Parsed:
-        """Find the question and the answer. Refuses answers without both, and too short ones."""
+        """Find the question and the answer. Refuses replies without both, and answers that decline or are too short."""
         match = PAIR.search(text)
         if match is None:
             raise Refused("unparsable", "no Question: and Answer: in the reply")
@@ -108,6 +110,7 @@ class Questions(DocumentStage):
         answer = _clean(QUESTION.split(match["answer"])[0].strip().split("\n\n")[0])  # what follows comments on it
         if not question.endswith("?"):
             raise Refused("no-question", question[:200])
+        check_refusal(answer, self.settings.checks)
         if answer.casefold().startswith(question.rstrip("?").casefold()):
             raise Refused("repeats-question", answer[:200])
         if len(answer.split()) < MIN_ANSWER_WORDS:

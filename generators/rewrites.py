@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from generators.checks import check_language
 from generators.documents import DocumentPromptSettings, DocumentStage, SourcedPrompt
 from generators.overlap import LIST_MARK, copied_share, drawn_share, new_names, new_numbers
 from generators.prompted import Ask, Messages, Parsed, Prompt, Refused
@@ -195,6 +196,9 @@ class Rewrites(DocumentStage):
         rewritten = shaped(form, text)
         if form == "prose" and len(rewritten.split()) < self.settings.least_length * len(source.split()):
             raise Refused("too-short", f"{len(rewritten.split())} words of {len(source.split())}")
+        check_language(
+            rewritten, self.settings.checks, self.language_of(prompt)
+        )  # in another one no word is the passage's
         if (share := copied_share(rewritten, source, COPIED_WORDS)) > self.settings.most_copied:
             raise Refused("copies-source", f"{share:.0%} of its {COPIED_WORDS}-word runs")
         if (share := drawn_share(rewritten, source)) < self.settings.least_drawn:
@@ -210,6 +214,7 @@ class Rewrites(DocumentStage):
         parsed = await super().write(prompt, ask)
         if self.settings.judge is None:
             return parsed
+        self.check_text(prompt, parsed.text)  # before the judge is paid
         messages = self._ask_judge(self.quoted(prompt), parsed.text)
         reply = await ask(messages, choices=ANSWERS, engine="judge", sampling=ONE_TOKEN)
         found = grade(reply, FACTS)

@@ -103,7 +103,7 @@ class StoryInstructions(DocumentStage):
         story = self.quoted(prompt)
         said = dict(prompt.seeds)
         if "Summary" in prompt.seeds["lines"]:
-            said["Summary"] = self._summary(text, story)
+            said["Summary"] = self._summary(prompt, text)
         lines = [f"{name}: {said[name]}" for name in prompt.seeds["lines"]]
         meta = {name.lower(): said[name] for name in prompt.seeds["lines"]}
         return Parsed("\n".join([*lines, "Story:", "", story]), meta)
@@ -183,12 +183,16 @@ class StoryInstructions(DocumentStage):
         ]
         return (*examples, *self.ask(story=extract(story, self.settings.summary_characters)))
 
-    def _summary(self, text: str, story: str) -> str:
+    def _summary(self, prompt: Prompt, text: str) -> str:
+        story = self.quoted(prompt)
         summary = " ".join(re.sub(r"^[\W_]*summary[\W_]*:[\s*_]*", "", text.strip(), flags=re.IGNORECASE).split())
         fewest, most = self.settings.summary_words
         count = len(summary.split())
         if not fewest <= count <= most:
             raise Refused("short-summary" if count < fewest else "long-summary", summary[:200])
+        self.check_text(
+            prompt, summary
+        )  # of the document, most of which is the story, it tells nothing about the summary
         if run := copies_run(summary, story, self.settings.copied_run):
             raise Refused("copies-story", run)
         if (share := copied_share(summary, story, 4)) > self.settings.copied_share:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from generators.audiences import AUDIENCES, DIFFICULTIES, FORMATS, Audience, Difficulty, Format
+from generators.checks import check_language
 from generators.documents import (
     DocumentPromptSettings,
     DocumentStage,
@@ -142,6 +143,7 @@ class WebTextbooks(DocumentStage):
     def parse(self, prompt: Prompt, text: str) -> Parsed:
         """Refuse a section that copies its extract, speaks of it, or has nothing to do with it."""
         quoted = self.quoted(prompt)
+        check_language(text, self.settings.checks, self.language_of(prompt))  # in another one no word is the extract's
         if run := copies_run(text, quoted, self.settings.copied_run):
             raise Refused("copies-extract", run)
         if (share := copied_share(text, quoted, COPIED_WORDS)) > self.settings.copied_share:

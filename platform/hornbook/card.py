@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -76,6 +76,7 @@ def dataset_card(artifact: Artifact, name: str, target: str, *, licence: str = "
     if not found.generated and not ancestors:
         sources = {stage: found.licences}
     prompts, prompts_note = _prompts(artifact, recipe, stage) if found.generated else ([], "")
+    prompts += [prompt for parent in ancestors for prompt in _kept_prompts(parent.manifest)]
     languages = _languages(manifest, found.generated)
     warnings += _warnings(licence, models, sources, recipe, languages)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -274,11 +275,27 @@ def _engines_in(settings: Any) -> Iterator[tuple[str, str]]:
             yield from _engines_in(entry)
 
 
-def _prompts(artifact: Artifact, recipe: Mapping[str, Any], stage: str) -> tuple[list[tuple[str, str, str]], str]:
-    """Return (file, digest, text) of the kind's templates, and a remark on whether they are those that made the text."""
+class _PromptFile(NamedTuple):
+    """A file that prompts of a stage are made of; only of templates the text is shown."""
+
+    stage: str
+    name: str
+    version: str
+    text: str
+
+
+def _kept_prompts(manifest: Manifest) -> list[_PromptFile]:
+    kept = manifest.metrics.get("prompts") or {}
+    return [
+        _PromptFile(manifest.stage, name, prompt["version"], prompt.get("text", "")) for name, prompt in kept.items()
+    ]
+
+
+def _prompts(artifact: Artifact, recipe: Mapping[str, Any], stage: str) -> tuple[list[_PromptFile], str]:
+    """Return the files of the kind's prompts, and a remark on whether they are those that made the text."""
     manifest = artifact.manifest
-    if kept := manifest.metrics.get("prompts"):
-        return [(name, prompt["version"], prompt["text"]) for name, prompt in kept.items()], "Kept with the corpus."
+    if kept := _kept_prompts(manifest):
+        return kept, "Kept with the corpus."
     kind = _kind(recipe, stage, manifest)
     try:
         found = stage_class(kind, stage, Path())
@@ -286,7 +303,7 @@ def _prompts(artifact: Artifact, recipe: Mapping[str, Any], stage: str) -> tuple
         return [], f"The file of the kind `{kind}` is not at hand; each row carries its prompt."
     templates = [path for path in data_files(Path(inspect.getfile(found))) if path.suffix == ".jinja"]
     prompts = [
-        (path.name, hashlib.sha256(path.read_bytes()).hexdigest(), path.read_text(encoding="utf-8"))
+        _PromptFile(stage, path.name, hashlib.sha256(path.read_bytes()).hexdigest(), path.read_text(encoding="utf-8"))
         for path in templates
     ]
     digests = {role: [entry.digest for entry in entries] for role, entries in manifest.inputs.items()}

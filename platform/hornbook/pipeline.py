@@ -19,7 +19,7 @@ from hornbook.errors import ClusterError, HornbookError, Stopped
 from hornbook.events import Events
 from hornbook.fingerprint import fingerprint
 from hornbook.lock import Lock, hold
-from hornbook.models import digest, is_here
+from hornbook.models import digest, is_here, short_name
 from hornbook.progress import duration
 from hornbook.recipe import Recipe, RecipeStage
 from hornbook.runs import Run, new_run, stop_check
@@ -297,7 +297,7 @@ class _Engines:
             self._used[settings] = now
             done = {name: getattr(now, name) - getattr(before, name) for name in USED}
             if any(done.values()):
-                yield {"engine": settings.kind, "model": settings.model, **done}
+                yield {"engine": settings.kind, "model": short_name(settings.model), **done}
 
     def make_room(self, name: str, stage: Any) -> None:
         """Close the pools that hold GPUs and that the stage with these settings does not ask for.

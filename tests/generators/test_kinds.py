@@ -244,3 +244,12 @@ def test_the_number_of_distinct_prompts_is_known_beforehand() -> None:
     assert textbooks().expected({}).distinct == 49_000
     assert textbooks(fields=["algebra"]).expected({}).distinct == 20 * len(textbooks(fields=["algebra"]).topics)
     assert questions().expected({"documents": [Expected(rows=5)]}).distinct is None
+
+
+def test_all_that_prompts_are_made_of_has_a_version() -> None:
+    versions = stories().prompt_versions()
+    assert set(versions) == {"stories.jinja", "stories.words.txt", "stories.py"}
+    assert all(len(found["version"]) == 12 for found in versions.values())
+    assert [name for name, found in versions.items() if "text" in found] == ["stories.jinja"]
+    assert "{{ noun }}" in versions["stories.jinja"]["text"]
+    assert "stories.py" not in questions().prompt_versions()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from document_inputs import finished
 
 from generators.preferences import PairPrompt, Preferences, serving
@@ -20,9 +22,13 @@ from hornbook.engines.interface import EngineSettings, Reply
 from hornbook.errors import RecipeError
 from hornbook.parts import PartContent, PartRange, commit_part
 from hornbook.preference import preference_of
+from hornbook.recipe import check_recipe
 from hornbook.settings import validate
 from hornbook.store import Store
+from training.mixture import Mixture, PhaseSettings
+from training.schedule import ScheduleSettings, learning_rate_share
 
+ROOT = Path(__file__).parents[2]
 ECHO = {"kind": "echo"}
 
 
@@ -257,3 +263,40 @@ def test_several_calls_of_a_row_are_kept_for_the_next_run(ray_cluster, stage_con
 def test_a_pair_prompt_keeps_the_answer_out_of_the_seeds(tmp_path: Path) -> None:
     prompt = preferences(tmp_path).prompt(3)
     assert isinstance(prompt, PairPrompt) and "four" not in json.dumps(dict(prompt.seeds))
+
+
+# --- an earlier model -----------------------------------------------------------------------------------------------------
+
+
+def test_the_examples_of_the_page_are_right_in_the_demo() -> None:
+    page = (ROOT / "docs" / "generators" / "preferences.md").read_text(encoding="utf-8")
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    assert [list(block) for block in blocks] == [["pairs", "ranked"], ["early", "pairs"]]
+    for stages in blocks:
+        demo = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text(encoding="utf-8"))
+        recipe = check_recipe({**demo, "stages": {**demo["stages"], **stages}}, "preferences.md")
+        assert isinstance(recipe.stages["pairs"].stage, Preferences)
+    assert list(recipe.stages).index("early") < list(recipe.stages).index("pairs")
+
+
+def test_what_the_page_says_of_a_shorter_stage_holds() -> None:
+    """Which batches and learning rates it shares with a longer one; all else of a step follows from seed and step."""
+
+    def rates(kind: Any, steps: int) -> list[float]:
+        schedule = ScheduleSettings(kind=kind, warmup_steps=5)
+        return [learning_rate_share(schedule, step, steps) for step in range(steps)]
+
+    assert rates("constant", 90)[:30] == rates("constant", 30)
+    assert rates("cosine", 90)[:30] != rates("cosine", 30)
+    assert rates("wsd", 90)[:72] == rates("constant", 72), "its decay takes the last fifth"
+
+    def batches(sizes: dict[str, int], *phases: tuple[int, dict[str, float]]) -> list[list[tuple[int, int]]]:
+        settings = [PhaseSettings(name="x", steps=steps, weights=weights) for steps, weights in phases]
+        mixture = Mixture(sizes, settings, 16, 10, 3)
+        drawn = [mixture.batch(step) for step in range(mixture.steps)]
+        return [list(zip(draws.source.tolist(), draws.sequence.tolist(), strict=True)) for draws in drawn]
+
+    assert batches({"a": 101}, (18, {}))[:6] == batches({"a": 101}, (6, {})), "one source, over several epochs"
+    two, stable, decay = {"a": 101, "b": 57}, {"a": 0.7, "b": 0.3}, {"a": 0.2, "b": 0.8}
+    assert batches(two, (9, stable), (4, decay))[:9] == batches(two, (9, stable)), "a whole phase"
+    assert batches(two, (9, stable))[:5] != batches(two, (5, stable)), "the planned counts are others"

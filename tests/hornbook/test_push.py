@@ -146,8 +146,24 @@ def test_the_card_shows_the_prompts_that_the_corpus_kept(store: Store) -> None:
     prompts = {"tales.jinja": {"version": "0123456789ab", "text": "Write a tale {{ now }}."}}
     artifact = make(store, "tales", "stories", "documents", [stories(["A tale."])], metrics={"prompts": prompts})
     text = dataset_card(artifact, "stories", "x").text
-    assert "`tales.jinja`, version 0123456789ab" in text
+    assert "`tales.jinja` of the stage `tales`, version 0123456789ab" in text
     assert text.count("Write a tale {{ now }}.") == 1
+
+
+def test_the_card_shows_the_prompts_of_what_the_corpus_was_made_from(store: Store) -> None:
+    kept = {
+        "a.jinja": {"version": "aaaaaaaaaaaa", "text": "Tell."},
+        "a.words.txt": {"version": "bbbbbbbbbbbb"},
+    }
+    tales = make(store, "tales", "stories", "documents", [stories(["A tale."])], metrics={"prompts": kept})
+    own = {"b.jinja": {"version": "cccccccccccc", "text": "Sum up."}}
+    sums = make(
+        store, "sums", "summaries", "documents", [stories(["A sum."])], {"documents": [tales]}, metrics={"prompts": own}
+    )
+    text = dataset_card(sums, "summaries", "x").text
+    assert text.index("`b.jinja` of the stage `sums`, version cccccccccccc") < text.index("Sum up.")
+    assert text.index("`a.jinja` of the stage `tales`, version aaaaaaaaaaaa") < text.index("Tell.")
+    assert "- `a.words.txt` of the stage `tales`: bbbbbbbbbbbb" in text
 
 
 def test_no_text_breaks_out_of_the_card(store: Store) -> None:
