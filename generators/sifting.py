@@ -56,8 +56,7 @@ class Sifter:
 
         Parts that are committed already are only remembered.
         """
-        with kind_error(self.stage, "sieves()"):
-            reasons = {str(sieve.reason) for sieve in self.sieves}
+        reasons = [getattr(sieve, "reason", "") for sieve in self.sieves]  # one without fails where it refuses
         for part in cut_range(units, self.stage.settings.part_rows):
             record = read_commit(self._store, self.artifact.folder, part)
             if record is None:
@@ -66,7 +65,7 @@ class Sifter:
                 table = self._remember(self.artifact.read(record))
             self.accepted += table.num_rows
             self.wave.whole.planned += record.planned
-            self.wave.whole.near_duplicates += sum(record.reasons.get(reason, 0) for reason in reasons)
+            self.wave.whole.near_duplicates += sum(record.reasons.get(reason, 0) for reason in set(reasons))
             for text, seeds in zip(table["text"].to_pylist(), _seeds(table), strict=True):
                 self.wave.add(text, cell_of(self.stage.cells, json.loads(seeds)))
         return self.accepted
