@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from generators.diversity import Cell, text_figures
 from hornbook.artifact import Artifact
 from hornbook.pipeline import run_recipe
 from hornbook.recipe import check_recipe
@@ -39,13 +39,16 @@ def main() -> None:
     parser.add_argument("--store", type=Path, help="folder for the corpora; default: a temporary one")
     arguments = parser.parse_args()
     store = Store(str(arguments.store or tempfile.mkdtemp(prefix="hornbook-openers-")))
+    artifacts = {"uncontrolled": write(store, arguments, steer=False), "steered": write(store, arguments, steer=True)}
+    cells = {name: counted(artifact) for name, artifact in artifacts.items()}
+    compared = min(len(cell.sample) for cell in cells.values())
     print(f"{'':12} {'commonest opener':>34} {'accepted':>9} {'distinct-3':>11} {'compression':>12} {'near-dup.':>10}")
-    for name, steer in (("uncontrolled", False), ("steered", True)):
-        artifact = write(store, arguments, steer)
-        print(line(name, artifact), flush=True)
+    for name, artifact in artifacts.items():
+        print(line(name, artifact, cells[name], compared))
         for wave in artifact.manifest.metrics.get("waves", []):
             opener, share = wave["figures"]["openers"][0]
             print(f"  wave {wave['wave'] + 1}: {wave['accepted']} of {wave['planned']}, {share:.1%} {opener!r}")
+    print(f"distinct-3 and compression are of {compared} texts of both")
 
 
 def write(store: Store, arguments: argparse.Namespace, steer: bool) -> Artifact:
@@ -65,21 +68,22 @@ def write(store: Store, arguments: argparse.Namespace, steer: bool) -> Artifact:
     return run_recipe(recipe, store).artifacts["stories"]
 
 
-def line(name: str, artifact: Artifact) -> str:
-    """Return a row of the table, counted over all documents."""
-    from generators.diversity import EVERYWHERE, Wave, text_figures
-
-    wave = Wave()
-    openers: Counter[str] = Counter()
+def counted(artifact: Artifact) -> Cell:
+    """Return what is counted over all documents."""
+    cell = Cell()
     for table in artifact.tables(columns=["text"]):
         for text in table["text"].to_pylist():
-            wave.add(text, "")
-            openers[" ".join(text.split()[:3])] += 1
+            cell.add(text)
+    return cell
+
+
+def line(name: str, artifact: Artifact, cell: Cell, compared: int) -> str:
+    """Return a row of the table; how alike the texts are, of as many texts as of the other arm."""
     counts, reasons = artifact.manifest.counts, artifact.manifest.reasons
-    opener, count = openers.most_common(1)[0]
-    figures = text_figures(wave.cells[EVERYWHERE])
+    opener, share = cell.top_openers(1)[0]
+    figures = text_figures(cell, compared)
     return (
-        f"{name:12} {count / counts['rows']:>8.1%} {opener!r:>25} {counts['rows'] / counts['planned']:>9.1%} "
+        f"{name:12} {share:>8.1%} {opener!r:>25} {counts['rows'] / counts['planned']:>9.1%} "
         f"{figures['distinct_3']:>11.3f} {figures['compression_ratio']:>12.2f} "
         f"{reasons.get('near-duplicate', 0) / counts['planned']:>10.2%}"
     )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from pydantic import Field, model_validator
 
 from generators.checks import CheckSettings, NearDuplicateSieve, Refused, check_refusal, check_text
-from generators.diversity import DiversitySettings
+from generators.diversity import EMBEDDED_TEXTS, DiversitySettings
 from generators.kind_faults import describe, usable_prompt
 from hornbook.artifact import Artifact
 from hornbook.engines.interface import EngineSettings, Messages, Reply, Sampling, engines_of
@@ -269,8 +269,14 @@ class PromptedStage(Stage):
 
     @property
     def diversity(self) -> DiversitySettings:
-        """The settings of diversity, with what the writers can do: one that cannot be kept from openings is asked."""
+        """The settings of diversity, with what can be done: a writer that cannot be kept from openings is asked."""
         settings = self.settings.diversity
+        if self.settings.accepted is None:  # no other rows would be asked for instead of those of a cell that rests
+            means = tuple(name for name in settings.means if name != "cells")
+            settings = settings.model_copy(update={"means": means})
+        if settings.embedded is None:  # what `echo` writes means nothing
+            meant = any(engine.kind != "echo" for _, engine, _ in self.writers)
+            settings = settings.model_copy(update={"embedded": EMBEDDED_TEXTS if meant else 0})
         able = [engine.kind == "vllm" and engine.speculation == "none" for _, engine, _ in self.writers]
         if all(able) or "decoding" not in settings.means or "prompt" in settings.means:
             return settings

@@ -17,13 +17,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from generators.diversity import Wave, cell_of, steer_next
+from generators.diversity import Ends, Wave, cell_of
 from generators.kind_faults import kind_error
 from generators.prompted import PromptedStage, Sieve
 from generators.replies import DRAFTS, ROLE
+from generators.steering import steer_next
 from hornbook.artifact import Artifact
 from hornbook.documents import REJECT_SCHEMA, canonical_json, planned_row
-from hornbook.parts import PartContent, PartRange, commit_part, cut_range, read_commit, read_part
+from hornbook.parts import PartCommit, PartContent, PartRange, commit_part, cut_range, read_commit, read_part
 from hornbook.store import Store
 
 
@@ -42,7 +43,7 @@ class Sifter:
     def __init__(self, stage: PromptedStage, artifact: Artifact) -> None:
         self.stage, self.artifact = stage, artifact
         self.accepted = 0
-        self.wave = Wave()
+        self.wave, self.ends = Wave(), Ends()
 
     @cached_property
     def sieves(self) -> list[Sieve]:
@@ -55,10 +56,16 @@ class Sifter:
 
         Parts that are committed already are only remembered.
         """
+        reasons = [getattr(sieve, "reason", "") for sieve in self.sieves]  # one without fails where it refuses
         for part in cut_range(units, self.stage.settings.part_rows):
             record = read_commit(self._store, self.artifact.folder, part)
-            table = self._commit(part) if record is None else self._remember(self.artifact.read(record))
+            if record is None:
+                record, table = self._commit(part)
+            else:
+                table = self._remember(self.artifact.read(record))
             self.accepted += table.num_rows
+            self.wave.whole.planned += record.planned
+            self.wave.whole.near_duplicates += sum(record.reasons.get(reason, 0) for reason in set(reasons))
             for text, seeds in zip(table["text"].to_pylist(), _seeds(table), strict=True):
                 self.wave.add(text, cell_of(self.stage.cells, json.loads(seeds)))
         return self.accepted
@@ -66,6 +73,7 @@ class Sifter:
     def conclude(self, units: PartRange, decisions: Mapping[str, Any]) -> Sifted:
         """Return what came of a wave that was sifted whole, and what the next one shall know."""
         wave, self.wave = self.wave, Wave()
+        self.ends.add(wave.whole)
         settings = self.stage.diversity
         figures = wave.figures(settings)
         learned: dict[str, Any] = {}
@@ -76,6 +84,10 @@ class Sifter:
             heat = self.stage.settings.sampling.temperature
             learned["steer"] = steer_next(decisions.get("steer", {}), wave, figures, settings, heat)
         return Sifted(self.accepted, figures, learned)
+
+    def diversity(self) -> dict[str, Any]:
+        """Return the figures of the corpus that the report shows: of the first and the last wave, or of the only one."""
+        return self.ends.figures(self.stage.diversity)
 
     @property
     def _store(self) -> Store:
@@ -97,8 +109,8 @@ class Sifter:
                 self._add(text, json.loads(meta))
         return table
 
-    def _commit(self, part: PartRange) -> pa.Table:
-        """Sift one part and commit it. Returns its documents."""
+    def _commit(self, part: PartRange) -> tuple[PartCommit, pa.Table]:
+        """Sift one part and commit it. Returns its record and documents."""
         drafts = f"{self.artifact.folder}/{DRAFTS}"
         draft = read_commit(self._store, drafts, part)
         assert draft is not None, f"no draft for {part}"
@@ -113,8 +125,7 @@ class Sifter:
         replies = [replace(entry, name=f"{DRAFTS}/{entry.name}") for entry in draft.files if entry.role == ROLE]
         counts = {**draft.counts, **_kept_counts(table)}
         content = PartContent(table, rejects, existing=replies, counts=counts)
-        commit_part(self._store, self.artifact.folder, part, content)
-        return table
+        return commit_part(self._store, self.artifact.folder, part, content), table
 
     def _refused(self, table: pa.Table) -> dict[int, tuple[str, str]]:
         """Return the rows of a draft that may not stay, with (reason, detail). Those that may are remembered."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 import copy
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from generators.diversity import EVERYWHERE, SMALLEST_CELL, summary
+from generators.diversity import EVERYWHERE, SMALLEST_CELL
 from generators.kind_faults import kind_error
 from generators.prompted import PromptedStage
 from generators.replies import DRAFTS, SAVED, EarlierReplies, earlier_replies
@@ -70,14 +70,17 @@ def run_waves(stage: PromptedStage, context: StageContext) -> StageResult:
             context.events.emit("wave", stage=context.stage, **waves[-1])
             print(_wave_line(context.stage, waves[-1], sifted), file=sys.stderr, flush=True)
         planned = wave.units.stop
-    sifter.close()
     wanted = stage.settings.accepted
     if wanted is not None and sifted.accepted < wanted:
+        sifter.close()
         raise _too_few(stage, context.artifact, sifted.accepted, planned)
+    diversity = sifter.diversity()
+    sifter.close()
     _drop_drafts(context.artifact)
-    return StageResult(
-        metrics=_metrics(stage, context.artifact, waves), files=[_wave_name(wave["wave"]) for wave in waves]
-    )
+    metrics = {**_metrics(stage, context.artifact), "diversity": diversity}
+    if stage.learns:
+        metrics["waves"] = waves
+    return StageResult(metrics=metrics, files=[_wave_name(wave["wave"]) for wave in waves])
 
 
 class _Writers:
@@ -110,13 +113,22 @@ class _RemoteSifter:
 
     def sift(self, wave: WavePlan) -> Sifted:
         """Return what came of a wave. Raises the HornbookError that the sifter raised, or Stopped."""
+        sifted: Sifted = self._survive(lambda: self._sift(wave))
+        self._done.append(wave)
+        return sifted
+
+    def diversity(self) -> dict[str, Any]:
+        """Return what the report shows of the diversity of all that was sifted."""
+        found: dict[str, Any] = self._survive(lambda: self._ask(self._actor.diversity.remote()))
+        return found
+
+    def _survive(self, work: Callable[[], Any]) -> Any:
+        """Return what `work` returns, in another process if this one dies."""
         from ray.exceptions import RayActorError
 
         for attempt in range(SIFTERS):
             try:
-                sifted = self._sift(wave)
-                self._done.append(wave)
-                return sifted
+                return work()
             except RayActorError:
                 if attempt == SIFTERS - 1:
                     raise
@@ -264,19 +276,15 @@ def _wave_line(stage: str, record: Mapping[str, Any], sifted: Sifted) -> str:
     )
 
 
-def _metrics(stage: PromptedStage, artifact: Artifact, waves: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _metrics(stage: PromptedStage, artifact: Artifact) -> dict[str, Any]:
     parts = list(read_commits(artifact.store, artifact.folder))
     counts = sum_counts(parts)
-    metrics = {
+    return {
         **corpus_metrics(Artifact(artifact.store, artifact.folder)),
         **_finish_reasons(counts),
         "acceptance": _acceptance(counts),
+        "prompts": stage.prompt_versions(),
     }
-    metrics["prompts"] = stage.prompt_versions()
-    metrics["diversity"] = summary([wave["figures"] for wave in waves])
-    if stage.learns:
-        metrics["waves"] = list(waves)
-    return metrics
 
 
 def _acceptance(counts: Mapping[str, float]) -> dict[str, Any]:

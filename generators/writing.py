@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from generators.checks import Refused
-from generators.diversity import Steering, cell_of
+from generators.diversity import cell_of
 from generators.kind_faults import describe, kind_error, usable_parsed, usable_prompt
 from generators.prompted import Parsed, Prompt, PromptedStage
 from generators.replies import ROLE, Call, EarlierReplies, KnownReplies, replies_bytes
+from generators.steering import Steering
 from hornbook.artifact import Artifact
 from hornbook.documents import (
     Document,

@@ -69,6 +69,7 @@ def line_chart(
     y_label: str,
     bands: Sequence[Band] = (),
     height_share: float = 1.0,
+    counted: bool = False,
 ) -> Markup:
     """Draw lines over a common x axis; bands are shaded and named at the top.
 
@@ -77,6 +78,7 @@ def line_chart(
         x_label: axis title with its unit.
         y_label: axis title with its unit.
         height_share: height as a share of the usual one; a lower chart has no room to name its bands.
+        counted: shares by whole numbers: no ticks between whole x, and y begins at 0.
 
     Returns:
         Both drawings, or nothing if no series has a point.
@@ -85,11 +87,11 @@ def line_chart(
     if not points:
         return Markup()
     xs = [x for x, _ in points] + [edge for band in bands for edge in (band.start, band.stop)]
-    low_y, high_y = _y_range([y for _, y in points])
+    low_y, high_y = _y_range([y for _, y in points] + [0.0] * counted)
     drawings = []
     for size, width, height in SIZES:
         frame = _Frame(width, round(height * height_share), *_widened(min(xs), max(xs)), low_y, high_y)
-        body = [*_bands(frame, bands, named=height_share == 1.0), *_axes(frame, x_label, y_label)]
+        body = [*_bands(frame, bands, named=height_share == 1.0), *_axes(frame, x_label, y_label, counted)]
         for line in series:
             body += _line(frame, line)
         shown = [line for line in series if not line.faint]
@@ -226,7 +228,7 @@ def _p(pixels: float) -> str:
     return f"{pixels:.1f}".removesuffix(".0")
 
 
-def _axes(frame: _Frame, x_label: str, y_label: str) -> list[Markup]:
+def _axes(frame: _Frame, x_label: str, y_label: str, whole_x: bool = False) -> list[Markup]:
     bottom, right = frame.height - BOTTOM, frame.width - RIGHT
     parts = []
     ticks = nice_ticks(frame.low_y, frame.high_y, max(2, round((bottom - TOP) / TICK_PIXELS)))
@@ -237,6 +239,8 @@ def _axes(frame: _Frame, x_label: str, y_label: str) -> list[Markup]:
             parts.append(Markup('<line class="grid" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(LEFT, y, right, y))
             parts.append(_text(LEFT - 8, frame.y(value) + 4, write(value), "end"))
     ticks = nice_ticks(frame.low_x, frame.high_x, 8 if frame.width > 500 else 4)
+    if whole_x:
+        ticks = [value for value in ticks if value == int(value)]
     write = _tick_writer(ticks)
     for value in ticks:
         if frame.low_x <= value <= frame.high_x:

@@ -35,13 +35,14 @@ def _stage(stage: StageView, colours: Mapping[str, str]) -> dict[str, Any] | Non
         for key, (label, digits) in FIGURES.items()
         if any(numeric(figures.get(key)) is not None for figures in shown.values())
     ]
-    planned = stage.counts.get("planned", 0)
     return {
         "stage": stage,
         "columns": [NAMES[name] for name in shown],
         "rows": rows,
+        **{key: numeric(next(iter(shown.values())).get(key)) for key in ("compared", "embedded")},
         "openers": [_openers(figures) for figures in shown.values()],
-        "duplicates": stage.reasons.get("near-duplicate", 0) / planned if planned else 0.0,
+        "duplicates": [numeric(figures.get("near_duplicates")) for figures in shown.values()],
+        "all_duplicates": numeric(known.get("near_duplicates")),
         "models": _models(stage),
         "waves": _waves(stage),
         "chart": _chart(stage, colours),
@@ -70,6 +71,7 @@ def _waves(stage: StageView) -> list[dict[str, Any]]:
             "planned": int(numeric(wave.get("planned")) or 0),
             "accepted": int(numeric(wave.get("accepted")) or 0),
             "opener": _openers(mapping(wave.get("figures")))[:1],
+            "duplicates": numeric(mapping(wave.get("figures")).get("near_duplicates")),
             "steered": _steered(mapping(wave.get("steered"))),
         }
         for wave in map(mapping, sequence(stage.metrics.get("waves")))
@@ -85,14 +87,18 @@ def _steered(steer: Mapping[str, Any]) -> str:
     rested = [name for name, entry in cells.items() if entry.get("rest")]
     said = []
     if avoided:
-        said.append(f"{len(avoided)} openings made unlikely ({_some(avoided)})")
+        said.append(f"{_counted(avoided, 'opening')} made unlikely ({_some(avoided)})")
     if noted:
         said.append(f"asked not to begin with {_some(noted)}")
     if hotter:
-        said.append(f"{len(hotter)} cells hotter")
+        said.append(f"{_counted(hotter, 'cell')} hotter")
     if rested:
         said.append(f"rested: {_some(rested)}")
     return "; ".join(said)
+
+
+def _counted(names: Sequence[str], what: str) -> str:
+    return f"{len(names)} {what}{'s' if len(names) != 1 else ''}"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -110,4 +116,5 @@ def _chart(stage: StageView, colours: Mapping[str, str]) -> Any:
         x_label="wave",
         y_label="% of the wave's rows",
         height_share=0.6,
+        counted=True,
     )

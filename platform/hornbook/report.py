@@ -377,7 +377,9 @@ def _head(text: str) -> str:
     return text[: cut if cut > FOLD // 2 else FOLD]
 
 
-def _share(value: float) -> str:
+def _share(value: float | None) -> str:
+    if value is None:
+        return "–"
     percent = 100 * value
     return f"{percent:.0f}%" if percent >= 10 or percent == 0 else f"{percent:.1f}%" if percent >= 0.1 else "< 0.1%"
 

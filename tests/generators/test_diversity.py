@@ -9,10 +9,22 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from diversity_kinds import PetsThenAll
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from generators.diversity import EVERYWHERE, DiversitySettings, Steering, Wave, cell_of, steer_next, text_figures
+from generators.diversity import (
+    EVERYWHERE,
+    SAMPLED_TEXTS,
+    Cell,
+    DiversitySettings,
+    Ends,
+    Wave,
+    cell_of,
+    text_figures,
+)
+from generators.prompted import PromptSettings
+from generators.steering import Steering, steer_next
 from generators.stories import Stories, StorySettings
 from hornbook.engines.interface import Sampling
 
@@ -96,6 +108,30 @@ def test_few_texts_decide_nothing_and_a_rested_cell_is_tried_again() -> None:
     assert steer_next(before, wave, {}, wanted, 1.0) == {"sun": {"avoid": [["Once", -2.0]]}}
 
 
+def test_a_cell_that_stays_collapsed_rests_but_never_all() -> None:
+    wanted = DiversitySettings(steer=True, means=("temperature", "cells"))
+    hot = {name: {"temperature": wanted.temperature_rise} for name in ("*", "sun", "rain")}
+    wave = Wave()
+    for number in range(50):
+        wave.add("Once upon a time.", "sun")
+        wave.add(f"Opening{number} is new.", "rain")
+    steer = steer_next(hot, wave, {}, wanted, 1.0)
+    assert [name for name in steer if steer[name].get("rest")] == ["sun"]
+    alike = Wave()
+    for _ in range(50):
+        alike.add("Once upon a time.", "sun")
+        alike.add("Once upon a time.", "rain")
+    assert not any(entry.get("rest") for entry in steer_next(hot, alike, {}, wanted, 1.0).values())
+
+
+def test_cells_rest_only_where_other_rows_are_asked_for_instead() -> None:
+    def means(**values: Any) -> tuple[str, ...]:
+        diversity = {"means": ["cells"]}
+        return Stories("s", StorySettings(**values, diversity=diversity, engine={"kind": "echo"}), 0).diversity.means
+
+    assert means(rows=8) == () and means(accepted=8) == ("cells",)
+
+
 def test_steering_reaches_the_prompt_and_the_sampling() -> None:
     steer = {"*": {"notes": ["Once upon a"]}, "sun": {"temperature": 0.2, "avoid": [["One day", -1.5]]}}
     steering = Steering.of({"steer": steer}, "sun")
@@ -145,3 +181,85 @@ def test_copies_are_less_diverse_than_different_texts() -> None:
     one, other = (text_figures(wave.cells[EVERYWHERE]) for wave in (different, alike))
     assert other["distinct_3"] < 0.3 < one["distinct_3"]
     assert other["compression_ratio"] > 2 * one["compression_ratio"]
+
+
+def cell_of_source(texts: int, seed: int) -> Cell:
+    """Return texts of one source: 40 of 300 words, the commoner ones oftener, as in prose."""
+    dice, cell = random.Random(seed), Cell()
+    words = [f"w{number}" for number in range(300)]
+    weights = [1 / (number + 5) for number in range(300)]
+    for _ in range(texts):
+        cell.add(" ".join(dice.choices(words, weights, k=40)))
+    return cell
+
+
+@pytest.mark.parametrize("sizes", [(45, 1000), (110, 150), (300, 60)])
+def test_waves_of_one_source_look_alike_whatever_their_size(sizes: tuple[int, int]) -> None:
+    ends = Ends()
+    for number, size in enumerate(sizes):
+        ends.add(cell_of_source(size, number))
+    found = ends.figures(DiversitySettings())
+    first, last = found["first_wave"], found["last_wave"]
+    assert (first["texts"], last["texts"]) == sizes
+    assert first["compared"] == last["compared"] == min(*sizes, SAMPLED_TEXTS)
+    for name in ("distinct_1", "distinct_2", "distinct_3", "compression_ratio"):
+        assert last[name] == pytest.approx(first[name], rel=0.06), name
+
+
+def test_more_texts_of_one_source_have_more_in_common() -> None:
+    few, many = (text_figures(cell_of_source(size, size)) for size in (45, 1000))
+    assert many["distinct_2"] < 0.85 * few["distinct_2"]  # hence `compared`
+
+
+def test_small_waves_are_compared_together_with_their_neighbours() -> None:
+    ends = Ends()
+    assert ends.figures(DiversitySettings()) == {}
+    for size in (6, 12, 5, 50, 3):
+        ends.add(Cell(texts=size, sample=["A text."] * size, planned=2 * size, near_duplicates=1))
+    found = ends.figures(DiversitySettings())
+    assert (found["first_wave"]["texts"], found["last_wave"]["texts"]) == (18, 53)
+    assert found["first_wave"]["near_duplicates"] == pytest.approx(2 / 36, abs=1e-4)
+    assert found["last_wave"]["near_duplicates"] == pytest.approx(2 / 106, abs=1e-4)
+    assert found["near_duplicates"] == pytest.approx(5 / 152, abs=1e-4)
+    alone = Ends()
+    alone.add(Cell(texts=6, sample=["A text."] * 6))
+    assert alone.figures(DiversitySettings())["all"]["texts"] == 6
+
+
+def test_what_is_remembered_of_many_texts_is_bounded_and_drawn_from_all() -> None:
+    cell = Cell()
+    for number in range(120_000):
+        cell.add("Once upon a time." if number % 5 == 0 else f"Text {number} is new.")
+    assert len(cell.sample) == SAMPLED_TEXTS and len(cell.openers) <= 50_000
+    assert cell.top_openers(1) == [("Once upon a", 0.2)]
+    late = sum(int(text.split()[1]) >= 60_000 for text in cell.sample if text.startswith("Text"))
+    assert 0.3 < late / SAMPLED_TEXTS < 0.5  # 0.4 expected
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_embeddings_say_before_and_after_how_alike_meanings_are(stage_context: Any) -> None:
+    stage = PetsThenAll(
+        "pets",
+        PromptSettings(
+            rows=160,
+            part_rows=40,
+            wave_rows=80,
+            checks={"near_duplicates": False},
+            diversity={"steer": True, "embedded": 32},
+            engine={"kind": "echo"},
+        ),
+        3,
+    )
+    metrics = stage_context.finished(stage).manifest.metrics
+    first, last = metrics["diversity"]["first_wave"], metrics["diversity"]["last_wave"]
+    assert first["texts"] == last["texts"] == 80
+    assert -0.1 < last["embedding_similarity"] < 0.5 < first["embedding_similarity"] < 1
+    waves = [wave["figures"]["embedding_similarity"] for wave in metrics["waves"]]
+    assert waves == pytest.approx([first["embedding_similarity"], last["embedding_similarity"]], abs=0.1)
+
+
+def test_what_echo_writes_is_not_embedded_unasked() -> None:
+    def embedded(**engine: Any) -> int | None:
+        return Stories("stories", StorySettings(rows=1, engine=engine), 0).diversity.embedded
+
+    assert embedded(kind="echo") == 0 and embedded(kind="vllm") == 64

@@ -120,6 +120,8 @@ def test_near_duplicates_of_earlier_rows_are_rejected(stage_context: Any) -> Non
     artifact = stage_context.finished(numbers(Sayings, rows=12))
     assert kept_rows(artifact) == [0, 1, 2]
     assert [row["reason"] for row in rejects(artifact)] == ["near-duplicate"] * 9
+    diversity = artifact.manifest.metrics["diversity"]
+    assert diversity["near_duplicates"] == diversity["all"]["near_duplicates"] == 0.75
     assert all("They say" in row["text"] and row["unit"].startswith("Row ") for row in rejects(artifact))
     kept = stage_context.finished(
         Sayings("all", NumberSettings(rows=12, engine={"kind": "echo"}, checks={"near_duplicates": False}), 3)
@@ -256,7 +258,7 @@ def test_steered_waves_begin_small_and_grow(stage_context: Any) -> None:
     assert [wave["planned"] for wave in waves] == [80, 160, 320, 640]
     assert waves[0]["steered"] == {} and waves[1]["steered"]
     assert sum(wave["planned"] for wave in waves) == artifact.manifest.counts["planned"]
-    assert {"first_wave", "last_wave"} == set(artifact.manifest.metrics["diversity"])
+    assert {"first_wave", "last_wave", "near_duplicates"} == set(artifact.manifest.metrics["diversity"])
 
 
 def test_a_sifter_that_dies_is_replaced_and_told_what_it_knew(stage_context: Any, monkeypatch: Any) -> None:

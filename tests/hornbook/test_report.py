@@ -381,14 +381,15 @@ def test_the_diversity_of_a_steered_corpus_is_shown_before_and_after() -> None:
     from hornbook.diversity_view import diversity
     from hornbook.run_view import StageView
 
-    first = {"texts": 100, "distinct_3": 0.5, "openers": [["Once upon a", 0.4]]}
-    last = {"texts": 90, "distinct_3": 0.7, "openers": [["It was a", 0.04]]}
+    first = {"texts": 100, "compared": 90, "distinct_3": 0.5, "embedding_similarity": 0.61, "near_duplicates": 0.0234}
+    last = {"texts": 90, "compared": 90, "distinct_3": 0.7, "embedding_similarity": 0.42, "near_duplicates": 0.0078}
+    first["openers"], last["openers"] = [["Once upon a", 0.4]], [["It was a", 0.04]]
     waves = [
         {"wave": 0, "planned": 128, "accepted": 100, "figures": first, "steered": {}},
         {"wave": 1, "planned": 128, "accepted": 90, "figures": last, "steered": {"*": {"avoid": [["Once", -2.0]]}}},
     ]
     metrics = {
-        "diversity": {"first_wave": first, "last_wave": last},
+        "diversity": {"first_wave": first, "last_wave": last, "near_duplicates": 0.0156},
         "waves": waves,
         "acceptance": {"m": {"planned": 256, "accepted": 190}},
     }
@@ -396,6 +397,10 @@ def test_the_diversity_of_a_steered_corpus_is_shown_before_and_after() -> None:
     run: Any = SimpleNamespace(stages=[StageView("stories", {}, None, manifest)])
     (found,) = diversity(run, {"stories": "c1"})
     assert found["openers"] == [[("Once upon a", 0.4)], [("It was a", 0.04)]]
-    assert found["waves"][1]["steered"] == "1 openings made unlikely (“Once”)"
-    assert found["models"] == [("m", 256, 190)] and found["duplicates"] == 4 / 256
+    assert found["waves"][1]["steered"] == "1 opening made unlikely (“Once”)"
+    assert found["models"] == [("m", 256, 190)]
+    assert found["duplicates"] == [0.0234, 0.0078] and found["all_duplicates"] == 0.0156
+    shown = {label: values for label, values, _ in found["rows"]}
+    assert shown["mean cosine between texts"] == [0.61, 0.42] and found["compared"] == 90
+    assert [wave["duplicates"] for wave in found["waves"]] == [0.0234, 0.0078]
     assert "polyline" in str(found["chart"]) or "path" in str(found["chart"])
