@@ -12,7 +12,11 @@ from generators.code_textbooks import CodeTextbooks, CodeTextbookSettings
 from generators.prompted import Parsed, Prompt, Refused
 from hornbook.errors import RecipeError
 
-PROSE = "A list keeps values in order, and you can ask for the value at any place in it. " * 4
+PROSE = (
+    "A list keeps values in order, and you can ask for the value at any place in it. Places are counted from zero, as in most "
+    "languages. A new value goes to the end with append, while insert puts it wherever you like. What you take out with pop is "
+    "given back to you, so that it can be used once more. Slices give several values at once, and they are lists again. "
+)
 
 
 def textbooks(seed: int = 0, **values: Any) -> CodeTextbooks:
