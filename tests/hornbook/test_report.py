@@ -381,8 +381,20 @@ def test_the_diversity_of_a_steered_corpus_is_shown_before_and_after() -> None:
     from hornbook.diversity_view import diversity
     from hornbook.run_view import StageView
 
-    first = {"texts": 100, "compared": 90, "distinct_3": 0.5, "embedding_similarity": 0.61, "near_duplicates": 0.0234}
-    last = {"texts": 90, "compared": 90, "distinct_3": 0.7, "embedding_similarity": 0.42, "near_duplicates": 0.0078}
+    first: dict[str, Any] = {
+        "texts": 100,
+        "compared": 90,
+        "distinct_3": 0.5,
+        "embedding_similarity": 0.61,
+        "near_duplicates": 0.0234,
+    }
+    last: dict[str, Any] = {
+        "texts": 90,
+        "compared": 90,
+        "distinct_3": 0.7,
+        "embedding_similarity": 0.42,
+        "near_duplicates": 0.0078,
+    }
     first["openers"], last["openers"] = [["Once upon a", 0.4]], [["It was a", 0.04]]
     waves = [
         {"wave": 0, "planned": 128, "accepted": 100, "figures": first, "steered": {}},
