@@ -90,6 +90,7 @@ class PromptMaker(PartMaker):
         wave: int,
     ) -> None:
         self.stage, self.writers, self.inputs, self.earlier, self.wave = stage, writers, inputs, earlier, wave
+        self._under_way: dict[PartRange, list[WrittenRow]] = {}
         self.in_flight = stage.settings.parts_in_flight
         self.replicas = max((len(writer.handle) for writer in writers.values()), default=1)
 
@@ -102,12 +103,20 @@ class PromptMaker(PartMaker):
         """Write a range of units; what an earlier artifact has replies for is not asked again."""
         known = await asyncio.to_thread(self.earlier.load, part)
         together = _Together()
-        rows = [WrittenRow(unit) for unit in range(part.start, part.stop)]
-        ended = await asyncio.gather(*(self._write(row, known, together) for row in rows), return_exceptions=True)
-        if failure := next(filter(None, ended), None):
-            await asyncio.to_thread(self.earlier.save, part, [call for row in rows for call in row.calls])
-            raise failure
+        rows = self._under_way[part] = [WrittenRow(unit) for unit in range(part.start, part.stop)]
+        try:
+            ended = await asyncio.gather(*(self._write(row, known, together) for row in rows), return_exceptions=True)
+            if failure := next(filter(None, ended), None):
+                await asyncio.to_thread(self._save)
+                raise failure
+        finally:
+            del self._under_way[part]
         return self._content(rows)
+
+    def _save(self) -> None:
+        """Save what was answered of all parts under way here: the one that failed takes the others with it."""
+        for part, rows in list(self._under_way.items()):
+            self.earlier.save(part, [call for row in rows for call in row.calls])
 
     async def _write(self, written: WrittenRow, known: KnownReplies, together: _Together) -> None:
         try:

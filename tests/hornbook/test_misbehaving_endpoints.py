@@ -162,6 +162,21 @@ def test_money_that_is_spent_stops_the_stage_and_names_the_cure(endpoint: Endpoi
     assert "engine.max_money" in errors[0].cure and "goes on where it stood" in errors[0].cure
 
 
+def test_money_for_less_than_a_call_says_so_before_it_is_sent(endpoint: Endpoint) -> None:
+    engine = endpoint.engine(max_money=1.5, **PRICES)
+
+    async def spend() -> None:
+        await engine.start()
+        try:
+            await engine.generate([request(f"{n}") for n in range(8)], Sampling(max_tokens=4))
+        finally:
+            await engine.close()
+
+    with pytest.raises(EngineError, match="too small for what is asked together") as stopped:
+        asyncio.run(spend())
+    assert "sampling.max_tokens" in stopped.value.cure and not endpoint.seen
+
+
 def test_a_limit_without_prices_is_refused() -> None:
     with pytest.raises(RecipeError, match="price_per_million_prompt_tokens"):
         validate(EngineSettings, {"kind": "openai", "max_money": 2}, "stages.tales.engine")

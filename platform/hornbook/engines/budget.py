@@ -147,7 +147,7 @@ def _spent(spent: Cost, asked: Cost, limit: Cost, requests: int) -> EngineError:
     if spent == NOTHING:
         return EngineError(
             f"the {what} budget is too small for what is asked together: {said}",
-            f"raise engine.{name}, or lower part_rows or sampling.max_tokens: a part is asked for whole or not at all",
+            f"raise engine.{name}, or lower sampling.max_tokens: what a call may cost at most is set aside for it",
         )
     return EngineError(
         f"the {what} budget is spent: {said}",
