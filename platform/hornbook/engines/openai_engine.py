@@ -128,8 +128,7 @@ class OpenAIEngine:
         self._calls += 1
         try:
             return list(await asyncio.gather(*answers))
-        except BaseException as error:  # The batch is lost: do not go on paying for the rest of it.
-            self._failure = error if isinstance(error, EngineError) else self._failure
+        except BaseException:  # The batch is lost: do not go on paying for the rest of it.
             for answer in answers:
                 answer.cancel()
             await asyncio.gather(*answers, return_exceptions=True)
@@ -156,6 +155,9 @@ class OpenAIEngine:
             try:
                 self._log.taken([request])
                 reply, used = await self._ask_until_answered(request, sampling)
+            except EngineError as error:
+                self._failure = error
+                raise
             finally:
                 if self._counts:
                     self._account.settle(reserved.pop(number), used)
