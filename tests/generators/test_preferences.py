@@ -238,7 +238,7 @@ def test_pairs_have_lineage_and_the_model_of_the_recipe_writes_the_rejected_answ
     keys = {content_key(str(chat).encode()) for chat in CHATS}
     for row in (row for table in made.tables() for row in table.to_pylist()):
         assert row["kind"] == "preference" and set(row["parents"]) < keys
-        assert row["made_by"]["model"] == store.describe(f"{model.folder}/model")
+        assert row["made_by"]["model"] == "sft"
         assert preference_of(row["meta"]).rejected in row["text"]
     assert made.manifest.inputs["model"][0].digest == model.manifest.digest
     figures = made.manifest.metrics["pairs"]
