@@ -55,7 +55,7 @@ def test_a_run_is_followed_stopped_and_goes_on(
     assert "end" in lines[-1] and "state=stopped" in lines[-1], told["logs"]
     assert any(" part " in line and "stage=stories" in line for line in lines)
     [name] = store.names("artifacts")
-    kept = store.names(f"artifacts/{name}/parts")
+    kept = store.names(f"artifacts/{name}/drafts/parts")
     assert 0 < len(kept) < 20
     assert "stopped" in hornbook("status").out
     refused = hornbook("stop", "latest")
