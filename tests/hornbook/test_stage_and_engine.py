@@ -121,7 +121,7 @@ def test_money_for_less_than_a_part_is_not_lost(endpoint: Endpoint, tmp_path: Pa
     plan |= {"checks": {"near_duplicates": False}}
     store = Store(str(tmp_path / "store"))
     for run in (1, 2, 3):
-        with pytest.raises(EngineError, match="the next request may cost 0.4"):
+        with pytest.raises(EngineError, match=r"the next request may cost 0\.4"):
             write_stories(store, engine, **plan)
         assert len(endpoint.seen) == run
     counts = write_stories(store, engine, **plan).artifacts["stories"].manifest.counts
