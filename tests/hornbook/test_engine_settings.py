@@ -18,9 +18,9 @@ from hornbook.errors import EngineError
 @pytest.mark.parametrize(
     ("settings", "asked"),
     [
-        ({}, {"enable_prefix_caching": True, "block_size": None, "speculative_config": None}),
+        ({}, {"enable_prefix_caching": True, "block_size": 32, "speculative_config": None}),
         ({"prefix_caching": False}, {"enable_prefix_caching": False}),
-        ({"kv_block_tokens": 32}, {"block_size": 32}),
+        ({"kv_block_tokens": 64}, {"block_size": 64}),
         ({"max_num_batched_tokens": 4096}, {"max_num_batched_tokens": 4096}),
         (
             {"max_num_batched_tokens": 64, "max_model_len": 512},
