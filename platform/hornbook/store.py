@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 
 DEFAULT_FOLDER = "hornbook-store"
 TEMPORARY = ".writing-"
-READS = 4
+READS = 8
 """How often a JSON file is read before it counts as damaged."""
+READ_PAUSE_SECONDS = 0.05
+"""Before an object store is asked again; doubled each time."""
 
 
 class Store:
@@ -119,17 +122,23 @@ class Store:
         """Return a JSON file's value. Raises StoreError that names a damaged file.
 
         From an object store pyarrow asks for the size first and for that many bytes then: a file that was replaced in
-        between comes torn, and whole when it is read again.
+        between comes torn or as a failed request, and whole when it is read again.
         """
-        for attempt in range(READS):
+        attempts = READS if self.local is None else 1
+        for attempt in range(attempts):
+            time.sleep(READ_PAUSE_SECONDS * 2 ** (attempt - 1) if attempt else 0)
+            last = attempt == attempts - 1
             try:
                 return json.loads(self.read(name))
             except ValueError as error:
-                if attempt == READS - 1:
+                if last:
                     raise StoreError(
                         f"{self.describe(name)} is damaged: {error}",
                         "delete the folder that holds it; it will be made again",
                     ) from error
+            except StoreError as error:
+                if last or "INTERNAL_FAILURE" not in str(error.__cause__):
+                    raise
         raise AssertionError("unreachable")
 
     def open_input(self, name: str) -> pa.NativeFile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -72,6 +73,28 @@ def test_damaged_json_is_named(store: Store) -> None:
     store.write("bad.json", b"{ torn")
     with pytest.raises(StoreError, match=r"bad\.json is damaged"):
         store.read_json("bad.json")
+
+
+def test_json_that_is_replaced_all_the_time_is_read_whole(s3_url: str, tmp_path: Path) -> None:
+    store = Store(s3_url.replace("STORE", tmp_path.name))
+    texts = [b'{"a": 1}', b'{"a": "' + b"x" * 3000 + b'"}']
+    store.write("x.json", texts[0])
+    done = threading.Event()
+
+    def keep_replacing() -> None:
+        mine, turn = Store(store.url), 0
+        while not done.is_set():
+            turn += 1
+            mine.write("x.json", texts[turn % 2])
+
+    writer = threading.Thread(target=keep_replacing)
+    writer.start()
+    try:
+        read = [store.read_json("x.json") for _ in range(40)]
+    finally:
+        done.set()
+        writer.join()
+    assert {len(str(value["a"])) for value in read} == {1, 3000}
 
 
 def test_a_lock_is_held_by_one_and_taken_over_from_the_dead(store: Store) -> None:
