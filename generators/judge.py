@@ -11,29 +11,26 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
 
+from generators.asking import Together, Writer, made_with, writer
 from generators.judge_figures import judge_figures
-from generators.replies import ROLE, SAVED, Call, EarlierReplies, ask_each, earlier_replies, replies_bytes
+from generators.replies import ROLE, SAVED, Call, EarlierReplies, KnownReplies, earlier_replies, replies_bytes
 from generators.rubric import MEAN, Asking, Grades, NotGraded, Reason, Rubric
 from hornbook.artifact import THRESHOLD, Artifact
 from hornbook.documents import KEY_BYTES, Reject, canonical_json, generated_key, rejects_table
 from hornbook.engines.interface import EngineSettings, Reply, Request, Sampling
 from hornbook.engines.usage import usage_counts
 from hornbook.errors import RecipeError
-from hornbook.models import short_name
 from hornbook.parts import PartCommit, PartContent, PartRange, same_ids
 from hornbook.partwork import PartMaker
 from hornbook.plan import derive_seed
 from hornbook.settings import Settings, nearest, runtime, validate
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
 from hornbook.stages import own_file
-
-if TYPE_CHECKING:
-    from hornbook.engines.pool import EngineHandle
 
 HERE = Path(__file__).parent
 
@@ -110,7 +107,7 @@ class Judge(Stage):
         earlier = earlier_replies(artifact, self.kind, context.anew)
         parts = [part.range for part in documents.parts]
         engine = context.open_engine(settings.engine, wait=not earlier.cover(parts))
-        maker = JudgePart(settings, self.asking, documents, engine, earlier, context.seed)
+        maker = JudgePart(settings, self.asking, documents, writer(settings.engine, engine), earlier, context.seed)
         totals = context.make_parts(maker, parts, unit="documents", tokens="completion_tokens")
         artifact.store.delete(f"{artifact.folder}/{SAVED}")
         metrics = judge_figures(artifact, self.asking.rubric, settings.score, settings.threshold)
@@ -133,24 +130,18 @@ class JudgePart(PartMaker):
         settings: JudgeSettings,
         asking: Asking,
         documents: Artifact,
-        engine: EngineHandle,
+        engine: Writer,
         earlier: EarlierReplies,
         seed: int,
     ) -> None:
         self.settings, self.asking, self.documents, self.seed = settings, asking, documents, seed
         self.engine, self.earlier = engine, earlier
         self.in_flight = settings.parts_in_flight
-        self.replicas = len(engine)
+        self.replicas = len(engine.handle)
 
     def setup(self) -> None:
         """Find the parts."""
-        from hornbook.models import digest
-
         self.parts: dict[int, PartCommit] = {part.start: part for part in self.documents.parts}
-        engine = self.settings.engine
-        self.revision = digest(engine.model) if engine.kind == "vllm" else f"{engine.kind}:{engine.model}"
-        asked_with = {**self.settings.sampling.identity(), "schema": self.asking.schema}
-        self.asked_with = canonical_json(asked_with)
 
     async def make(self, part: PartRange) -> PartContent:
         """Return rows of `columns`, one for each graded document, in the documents' order."""
@@ -186,29 +177,26 @@ class JudgePart(PartMaker):
         )
 
     async def _ask(self, part: PartRange, documents: Sequence[Mapping[str, Any]]) -> list[Call]:
-        """Return the judge's reply to each document: an earlier one where the same was asked, else a new one."""
-        known = await asyncio.to_thread(self.earlier.load, part)
-        requests = [self._request(row) for row in documents]
-        keys = [generated_key(asked.messages, self.revision, self.asked_with, asked.seed) for asked in requests]
-        found = [known.find(key) for key in keys]
-        missing = [asked for asked, (reply, _) in zip(requests, found, strict=True) if reply is None]
-        new = iter(await ask_each(self.engine, self.settings.engine, missing, self.settings.sampling))
-        calls, failure = [], None
-        for row, key, (reply, reused) in zip(documents, keys, found, strict=True):
-            answer = next(new) if reply is None else reply
-            if isinstance(answer, Reply):
-                calls.append(Call(row["id"], key, answer, reused))
-            else:
-                failure = failure or answer
-        if failure is not None:
+        """Return the judge's reply to each document. Where one cannot be had, the others are saved for the next attempt."""
+        known, together = await asyncio.to_thread(self.earlier.load, part), Together()
+        ended = await asyncio.gather(*(self._call(row, known, together) for row in documents), return_exceptions=True)
+        calls = [end for end in ended if isinstance(end, Call)]
+        if failure := next((end for end in ended if isinstance(end, BaseException)), None):
             await asyncio.to_thread(self.earlier.save, part, calls)
             raise failure
         return calls
 
-    def _request(self, row: Mapping[str, Any]) -> Request:
+    async def _call(self, row: Mapping[str, Any], known: KnownReplies, together: Together) -> Call:
+        """Return the judge's reply to a document: an earlier one where the same was asked, else a new one."""
+        sampling, schema = self.settings.sampling, self.asking.schema
         messages = self.asking.messages(row["text"][: self.settings.characters])
         seed = derive_seed(self.seed, "judge", row["key"].hex()) % (1 << 31)
-        return Request(messages, seed, schema=self.asking.schema, tag=f"judge/{row['id']}")
+        key = generated_key(messages, self.engine.revision, made_with(sampling, schema), seed)
+        reply, reused = known.find(key)
+        if reply is None:
+            request = Request(messages, seed, schema=schema, tag=f"judge/{row['id']}")
+            reply = await together.ask(self.engine, request, sampling)
+        return Call(row["id"], key, reply, reused)
 
     def _row(self, row: Mapping[str, Any], grades: Grades) -> dict[str, Any]:
         return {
@@ -217,8 +205,8 @@ class JudgePart(PartMaker):
             **grades.values,
             "reason": grades.reason,
             "characters": min(len(row["text"]), self.settings.characters),
-            "judge": short_name(self.settings.engine.model),
-            "revision": self.revision,
+            "judge": self.engine.model,
+            "revision": self.engine.revision,
         }
 
 

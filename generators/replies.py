@@ -7,26 +7,22 @@ And where a part fails half-way (a budget is spent, an endpoint goes down), what
 
 from __future__ import annotations
 
-import asyncio
 import bisect
 import json
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hornbook.artifact import ARTIFACTS, MANIFEST, Artifact
 from hornbook.documents import KEY_BYTES
-from hornbook.engines.interface import EngineSettings, Reply, Request, Sampling
+from hornbook.engines.interface import Reply
 from hornbook.errors import StoreError
 from hornbook.parts import PartCommit, PartRange, parquet_bytes, read_commits, read_part
 from hornbook.store import Store
-
-if TYPE_CHECKING:
-    from hornbook.engines.pool import EngineHandle
 
 ROLE = "replies"
 DRAFTS = "drafts"
@@ -209,17 +205,3 @@ def _replies(table: pa.Table) -> dict[bytes, Reply]:
         )
         for row in table.to_pylist()
     }
-
-
-async def ask_each(
-    handle: EngineHandle, settings: EngineSettings, requests: Sequence[Request], sampling: Sampling
-) -> list[Reply | BaseException]:
-    """Return a reply to each request, or what went wrong with it, once all have ended.
-
-    An endpoint is asked for one at a time: what it answered, and charged, is kept whatever becomes of the others.
-    """
-    if settings.kind != "openai":
-        return list(await handle.generate(requests, sampling))
-    asked = [handle.generate([request], sampling) for request in requests]
-    ended = await asyncio.gather(*asked, return_exceptions=True)
-    return [end if isinstance(end, BaseException) else end[0] for end in ended]

@@ -9,16 +9,17 @@ from __future__ import annotations
 import copy
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from generators.asking import Writer, writer
 from generators.diversity import EVERYWHERE, SMALLEST_CELL
 from generators.kind_faults import kind_error
 from generators.prompted import PromptedStage
 from generators.replies import DRAFTS, SAVED, EarlierReplies, earlier_replies
 from generators.sifting import Sifted, Sifter
-from generators.writing import PromptMaker, Writer, writer
+from generators.writing import PromptMaker
 from hornbook.artifact import Artifact, sum_counts, sum_reasons
 from hornbook.documents import canonical_json
 from hornbook.errors import DataError, HornbookError
@@ -90,9 +91,10 @@ class _Writers:
         self._stage, self._context = stage, context
         self._opened: dict[str, Writer] | None = None
 
-    def open(self, wait: bool) -> dict[str, Writer]:
-        """Return the writers by settings field; `wait` until the engines answer, unless there may be nothing to ask."""
+    def open(self, earlier: EarlierReplies, parts: Sequence[PartRange]) -> dict[str, Writer]:
+        """Return the writers by settings field, once the engines answer, or at once where there may be nothing to ask."""
         if self._opened is None:
+            wait = not earlier.cover(parts)
             self._opened = {
                 name: writer(engine, self._context.open_engine(engine, wait))
                 for name, engine in self._stage.engines().items()
@@ -227,8 +229,7 @@ def _write(
         return
     steered = copy.copy(stage)
     steered.decisions = wave.decisions
-    opened = writers.open(wait=not earlier.cover(wanted))
-    maker = PromptMaker(steered, opened, context.inputs, earlier, wave.number)
+    maker = PromptMaker(steered, writers.open(earlier, wanted), context.inputs, earlier, wave.number)
     replace(context, artifact=drafts).make_parts(maker, wanted, tokens="completion_tokens")
 
 

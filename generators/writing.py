@@ -10,8 +10,8 @@ import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
+from generators.asking import Together, Writer, made_with
 from generators.checks import Refused
 from generators.diversity import cell_of
 from generators.kind_faults import describe, kind_error, usable_parsed, usable_prompt
@@ -29,30 +29,12 @@ from hornbook.documents import (
     generated_key,
     rejects_table,
 )
-from hornbook.engines.interface import EngineSettings, Messages, Reply, Request, Sampling
-from hornbook.engines.pool import EngineHandle
+from hornbook.engines.interface import Messages, Reply, Request, Sampling
 from hornbook.engines.usage import usage_counts
-from hornbook.errors import EngineError, HornbookError
-from hornbook.models import digest, short_name
+from hornbook.errors import HornbookError
 from hornbook.parts import PartContent, PartRange
 from hornbook.partwork import PartMaker
 from hornbook.plan import derive_seed
-
-
-@dataclass(frozen=True)
-class Writer:
-    """An engine that rows may ask: its handle, its settings, and what of it enters keys and lineage."""
-
-    handle: EngineHandle
-    settings: EngineSettings
-    model: str
-    revision: str
-
-
-def writer(settings: EngineSettings, handle: EngineHandle) -> Writer:
-    """Return the writer of an engine that was opened."""
-    revision = digest(settings.model) if settings.kind == "vllm" else f"{settings.kind}:{settings.model}"
-    return Writer(handle, settings, short_name(settings.model), revision)
 
 
 @dataclass
@@ -102,7 +84,7 @@ class PromptMaker(PartMaker):
     async def make(self, part: PartRange) -> PartContent:
         """Write a range of units; what an earlier artifact has replies for is not asked again."""
         known = await asyncio.to_thread(self.earlier.load, part)
-        together = _Together()
+        together = Together()
         rows = self._under_way[part] = [WrittenRow(unit) for unit in range(part.start, part.stop)]
         try:
             ended = await asyncio.gather(*(self._write(row, known, together) for row in rows), return_exceptions=True)
@@ -118,7 +100,7 @@ class PromptMaker(PartMaker):
         for part, rows in list(self._under_way.items()):
             self.earlier.save(part, [call for row in rows for call in row.calls])
 
-    async def _write(self, written: WrittenRow, known: KnownReplies, together: _Together) -> None:
+    async def _write(self, written: WrittenRow, known: KnownReplies, together: Together) -> None:
         try:
             prompt = written.prompt = self._prompt(written.unit // self.stage.settings.samples)
             asker = _Asker(self, written, known, together)
@@ -206,7 +188,7 @@ def sampling_seed(stage: PromptedStage, unit: int, call: int = 0) -> int:
 class _Asker:
     """`Ask` for one planned unit."""
 
-    def __init__(self, maker: PromptMaker, written: WrittenRow, known: KnownReplies, together: _Together) -> None:
+    def __init__(self, maker: PromptMaker, written: WrittenRow, known: KnownReplies, together: Together) -> None:
         self.maker, self.written, self.known, self.together = maker, written, known, together
         self.made = 0
 
@@ -230,9 +212,9 @@ class _Asker:
             messages = steering.messages(messages)
         writer = maker.writers[engine]
         sampling = sampling or maker.stage.settings.sampling
-        made_with = _made_with(sampling, schema, choices, steering.avoid)
+        sampled = made_with(sampling, schema, choices, steering.avoid)
         seed = sampling_seed(maker.stage, written.unit, number)
-        key = generated_key(messages, writer.revision, made_with, seed)
+        key = generated_key(messages, writer.revision, sampled, seed)
         reply, reused = self.known.find(key)
         if reply is None:
             tag = f"{maker.stage.kind}/{written.unit}"
@@ -243,7 +225,7 @@ class _Asker:
             seeds="",
             model=writer.model,
             revision=writer.revision,
-            sampling=made_with,
+            sampling=sampled,
             row_seed=seed,
             finish_reason=reply.finish_reason,
             prompt_tokens=reply.prompt_tokens,
@@ -259,61 +241,3 @@ class _Asker:
         if steering.rest and stage.settings.accepted is not None:
             raise Refused("cell-rested", "its cell gave too much of the same; other rows are asked for instead")
         return steering
-
-
-class _Together:
-    """Gathers what the rows of a part ask at the same time into one call of each engine."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[tuple[int, Sampling], list[tuple[Request, asyncio.Future[Reply]]]] = {}
-        self._handles: dict[int, EngineHandle] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def ask(self, writer: Writer, request: Request, sampling: Sampling) -> Reply:
-        """Return the reply to one row's request. Raises HornbookError: an engine that fails is never the row's fault."""
-        try:
-            if writer.settings.kind == "openai":  # one at a time, see `ask_each`
-                return (await writer.handle.generate([request], sampling))[0]
-            return await self._ask(writer.handle, request, sampling)
-        except HornbookError:
-            raise
-        except Exception as error:
-            raise EngineError(
-                f"the engine with {writer.model!r} failed at {request.tag}: {type(error).__name__}: {error}",
-                "run again, it goes on where it stood; if it fails again, read Ray's logs",
-            ) from error
-
-    async def _ask(self, handle: EngineHandle, request: Request, sampling: Sampling) -> Reply:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Reply] = loop.create_future()
-        self._handles[id(handle)] = handle
-        group = self._waiting.setdefault((id(handle), sampling), [])
-        group.append((request, future))
-        if len(group) == 1:
-            loop.call_soon(self._send, (id(handle), sampling))
-        return await future
-
-    def _send(self, group: tuple[int, Sampling]) -> None:
-        task = asyncio.get_running_loop().create_task(self._answer(group[0], group[1], self._waiting.pop(group)))
-        self._tasks.add(task)  # the loop itself holds tasks only weakly
-        task.add_done_callback(self._tasks.discard)
-
-    async def _answer(
-        self, handle: int, sampling: Sampling, waiting: list[tuple[Request, asyncio.Future[Reply]]]
-    ) -> None:
-        try:
-            replies = await self._handles[handle].generate([request for request, _ in waiting], sampling)
-            for (_, future), reply in zip(waiting, replies, strict=True):
-                if not future.done():
-                    future.set_result(reply)
-        except BaseException as error:
-            for _, future in waiting:
-                if not future.done():
-                    future.set_exception(error)
-
-
-@lru_cache(maxsize=4096)
-def _made_with(sampling: Sampling, schema: str, choices: tuple[str, ...], avoid: tuple[tuple[str, float], ...]) -> str:
-    """Return the JSON of all that shapes a reply beside its messages, its model and its seed."""
-    constraints = {"schema": schema, "choices": list(choices), "avoid": list(avoid)}
-    return canonical_json({**sampling.identity(), **{name: value for name, value in constraints.items() if value}})
