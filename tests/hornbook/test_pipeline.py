@@ -246,36 +246,10 @@ def test_a_run_that_lost_its_lock_finishes_nothing(
     assert "lock-lost" in [event["event"] for event in read_events(store, record.folder)]
 
 
-@pytest.mark.parametrize(("gpus", "closed"), [(0, []), (2, ["writer"])])
-def test_a_stage_without_an_engine_finds_the_gpus_free(
-    monkeypatch: pytest.MonkeyPatch, gpus: float, closed: list[str]
-) -> None:
-    gone: list[str] = []
-
-    class Pool:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def close(self) -> None:
-            gone.append(self.name)
-
-    monkeypatch.setattr("hornbook.pipeline.resources", lambda: Resources(1, 4, gpus))
-    writer, echo = EngineSettings(kind="vllm"), EngineSettings(kind="echo")
-    engines = _Engines()
-    engines._pools = {writer: Pool("writer"), echo: Pool("echo")}  # type: ignore[dict-item]
-    engines.make_room("stories", SimpleNamespace(engine=writer))
-    assert gone == []
-    engines.make_room("tokenizer", SimpleNamespace(rows=3))
-    assert gone == closed
-    engines.keep_only([])
-    assert sorted(gone) == ["echo", "writer"]
-
-
-@pytest.mark.parametrize(("gpus", "closed"), [(2.0, ["smollm2-135m-instruct"]), (0.0, [])])
-def test_a_model_of_the_recipe_finds_the_gpus_that_the_engine_in_its_place_had(
-    monkeypatch: pytest.MonkeyPatch, gpus: float, closed: list[str]
-) -> None:
-    gone: list[str] = []
+@pytest.fixture
+def closed_engines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the models of the engines that were closed; engines are not real, since no test machine has their GPUs."""
+    closed: list[str] = []
 
     class Pool:
         def __init__(self, settings: EngineSettings) -> None:
@@ -285,16 +259,40 @@ def test_a_model_of_the_recipe_finds_the_gpus_that_the_engine_in_its_place_had(
             return self.settings.model
 
         def close(self) -> None:
-            gone.append(self.settings.model)
+            closed.append(self.settings.model)
 
-    monkeypatch.setattr("hornbook.pipeline.resources", lambda: Resources(1, 4, gpus))
     monkeypatch.setattr("hornbook.engines.pool.EnginePool", Pool)
+    return closed
+
+
+@pytest.mark.parametrize(("gpus", "closed"), [(0, []), (2, ["writer"])])
+def test_a_stage_without_an_engine_finds_the_gpus_free(
+    monkeypatch: pytest.MonkeyPatch, closed_engines: list[str], gpus: float, closed: list[str]
+) -> None:
+    monkeypatch.setattr("hornbook.pipeline.resources", lambda: Resources(1, 4, gpus))
+    writer, echo = EngineSettings(kind="vllm", model="writer"), EngineSettings(kind="echo", model="echo")
+    engines = _Engines()
+    engines.open(writer)
+    engines.open(echo)
+    engines.make_room("stories", SimpleNamespace(engine=writer))
+    assert closed_engines == []
+    engines.make_room("tokenizer", SimpleNamespace(rows=3))
+    assert closed_engines == closed
+    engines.keep_only([])
+    assert sorted(closed_engines) == ["echo", "writer"]
+
+
+@pytest.mark.parametrize(("gpus", "closed"), [(2.0, ["smollm2-135m-instruct"]), (0.0, [])])
+def test_a_model_of_the_recipe_finds_the_gpus_that_the_engine_in_its_place_had(
+    monkeypatch: pytest.MonkeyPatch, closed_engines: list[str], gpus: float, closed: list[str]
+) -> None:
+    monkeypatch.setattr("hornbook.pipeline.resources", lambda: Resources(1, 4, gpus))
     writer = EngineSettings(kind="vllm")
     engines = _Engines()
     engines.open(writer)
     engines.make_room("pairs", SimpleNamespace(engine=writer))
     assert engines.open(EngineSettings(kind="vllm", model="/models/sft")) == "/models/sft"
-    assert gone == closed
+    assert closed_engines == closed
     both = SimpleNamespace(engine=writer, judge=EngineSettings(kind="vllm", model="/models/judge"))
     if gpus:
         with pytest.raises(ClusterError, match=r"stages.pairs has 2 vllm engines") as caught:
