@@ -235,8 +235,7 @@ class DocumentStage(PromptedStage):
         if self.passage_characters:
             tokens = sum(found.tokens or 0 for found in inputs.get("documents", ()))
             documents = max(documents, tokens * CHARACTERS_PER_TOKEN // self.passage_characters)
-        rows = min(self.settings.planned_rows, documents * self.per_source) * self.settings.samples
-        return self.expected_of(min(rows, self.settings.accepted or rows))
+        return self.expected_of(min(self.settings.planned_rows, documents * self.per_source))
 
     def open(self, inputs: Mapping[str, Sequence[Artifact]]) -> None:
         """Find out where each document lies, unless the driver did; called once in each worker."""

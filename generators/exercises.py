@@ -18,10 +18,9 @@ from pydantic import Field
 from generators.checks import check_text
 from generators.prompted import Messages, Parsed, Prompt, PromptedStage, PromptSettings, Refused, Sieve
 from generators.python_code import SyntaxSieve, answered_code, cut_out
-from hornbook.errors import RecipeError, SandboxError
+from hornbook.errors import SandboxError
 from hornbook.plan import Combinations, derive_seed
 from hornbook.sandbox import SandboxLimits, require_sandbox
-from hornbook.settings import nearest
 from hornbook.syntax import NotPython, parse_python, without_docstring
 from hornbook.trial import Trial, try_function
 
@@ -144,10 +143,7 @@ class Exercises(PromptedStage):
 
     def check(self) -> None:
         """Refuse types that the grammar does not have."""
-        known = list(dict.fromkeys(family.takes for family in self.grammar))
-        for takes in self.settings.takes:
-            if takes not in known:
-                raise RecipeError(f"stages.{self.name}.takes: no type {takes!r}{nearest(takes, known)}")
+        self.refuse_unknown("takes", "type", self.settings.takes, (family.takes for family in self.grammar))
         super().check()
 
     def ready(self) -> None:

@@ -25,7 +25,7 @@ from hornbook.chat import Message, chat_meta
 from hornbook.errors import RecipeError
 from hornbook.plan import derive_seed, row_random
 from hornbook.rouge import SimilarTexts
-from hornbook.settings import nearest, runtime
+from hornbook.settings import runtime
 from hornbook.stages import own_file
 from hornbook.tool_calls import FORMS, Form, canonical_calls, render_calls, tool_prompt, validate_calls
 from hornbook.tools import Catalogue, Description, Tool, load_catalogue, type_name
@@ -100,9 +100,7 @@ class FunctionCalls(PromptedStage):
             found = load_catalogue(path)
         except RecipeError as error:
             raise RecipeError(f"stages.{self.name}.catalogue: {error.message}", error.cure) from None
-        for name in self.settings.tools:
-            if name not in found:
-                raise RecipeError(f"stages.{self.name}.tools: no tool {name!r}{nearest(name, list(found.tools))}")
+        self.refuse_unknown("tools", "tool", self.settings.tools, found.tools)
         wanted = self.settings.tools or tuple(found.tools)
         return Catalogue({name: tool for name, tool in found.tools.items() if name in wanted})
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from hornbook.engines.interface import EngineSettings, Messages, Reply, Sampling
 from hornbook.errors import RecipeError
 from hornbook.fingerprint import code_digest, data_files
 from hornbook.plan import Combinations, golden_choice
-from hornbook.settings import Settings, runtime
+from hornbook.settings import Settings, nearest, runtime
 from hornbook.stage import Expected, Produces, Stage, StageContext, StageResult
 
 if TYPE_CHECKING:
@@ -340,6 +340,13 @@ class PromptedStage(Stage):
                 f"stages.{self.name}: the first prompt of the kind {self.kind!r}: {refused.detail}"
             ) from None
 
+    def refuse_unknown(self, setting: str, noun: str, asked: Iterable[str], known: Iterable[str]) -> None:
+        """Raise RecipeError if a setting asks for a name (of a tool, say) that there is not; it says which is nearest."""
+        there = list(dict.fromkeys(known))
+        for name in asked:
+            if name not in there:
+                raise RecipeError(f"stages.{self.name}.{setting}: no {noun} {name!r}{nearest(name, there)}")
+
     def check_templates(self) -> None:
         """Compile the kind's templates: a mistake in their syntax is found before the inputs are made."""
         import jinja2
@@ -351,11 +358,12 @@ class PromptedStage(Stage):
 
     def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
         """Planned rows, and tokens at the kind's usual length."""
-        rows = self.most_rows * self.settings.samples
-        return self.expected_of(min(rows, self.settings.accepted or rows))
+        return self.expected_of(self.most_rows)
 
-    def expected_of(self, rows: int) -> Expected:
-        """Return what so many rows are expected to be."""
+    def expected_of(self, prompts: int) -> Expected:
+        """Return what so many prompts are expected to give, each asked `samples` times."""
+        rows = prompts * self.settings.samples
+        rows = min(rows, self.settings.accepted or rows)
         tokens = rows * min(self.expected_tokens, self.settings.sampling.max_tokens)
         distinct = None if self.combinations is None else len(self.combinations)
         return Expected(planned=rows, rows=rows, tokens=tokens, distinct=distinct)

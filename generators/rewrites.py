@@ -196,9 +196,8 @@ class Rewrites(DocumentStage):
         rewritten = shaped(form, text)
         if form == "prose" and len(rewritten.split()) < self.settings.least_length * len(source.split()):
             raise Refused("too-short", f"{len(rewritten.split())} words of {len(source.split())}")
-        check_language(
-            rewritten, self.settings.checks, self.language_of(prompt)
-        )  # in another one no word is the passage's
+        # Before the words are compared: in another language none is the passage's.
+        check_language(rewritten, self.settings.checks, self.language_of(prompt))
         if (share := copied_share(rewritten, source, COPIED_WORDS)) > self.settings.most_copied:
             raise Refused("copies-source", f"{share:.0%} of its {COPIED_WORDS}-word runs")
         if (share := drawn_share(rewritten, source)) < self.settings.least_drawn:

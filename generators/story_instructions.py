@@ -190,9 +190,8 @@ class StoryInstructions(DocumentStage):
         count = len(summary.split())
         if not fewest <= count <= most:
             raise Refused("short-summary" if count < fewest else "long-summary", summary[:200])
-        self.check_text(
-            prompt, summary
-        )  # of the document, most of which is the story, it tells nothing about the summary
+        # Here, since checked with the story, which is most of the document, it would tell nothing about the summary.
+        self.check_text(prompt, summary)
         if run := copies_run(summary, story, self.settings.copied_run):
             raise Refused("copies-story", run)
         if (share := copied_share(summary, story, 4)) > self.settings.copied_share:

@@ -7,9 +7,7 @@ from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 from generators.prompted import PromptedStage
-from hornbook.errors import RecipeError
 from hornbook.plan import Combinations, derive_seed
-from hornbook.settings import nearest
 
 
 class Topic(NamedTuple):
@@ -59,10 +57,7 @@ class TopicStage(PromptedStage):
 
     def check(self) -> None:
         """Refuse fields that the taxonomy does not have."""
-        known = list(dict.fromkeys(leaf.field for leaf in self.taxonomy))
-        for field in self.settings.fields:
-            if field not in known:
-                raise RecipeError(f"stages.{self.name}.fields: no field {field!r}{nearest(field, known)}")
+        self.refuse_unknown("fields", "field", self.settings.fields, (leaf.field for leaf in self.taxonomy))
         super().check()
 
     @cached_property
