@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,7 @@ LONGEST_LEARNED = 400
 """Characters of an accepted request with its calls that may become an example."""
 OPTIONAL_SHARE = 0.35
 SEED_EXAMPLES = 2
+PLACEHOLDER = re.compile(r"\{\{|\}\}|<[A-Za-z _]+>|\[[A-Za-z _]+\]")
 
 
 class FunctionCallSettings(PromptSettings):
@@ -251,6 +253,10 @@ class FunctionCalls(PromptedStage):
     def parse(self, prompt: Prompt, text: str) -> Parsed:
         """Check request and calls, and make the chat of them."""
         request, calls = _read(text)
+        if PLACEHOLDER.search(request) or not any(character.isalpha() for character in request):
+            raise Refused("no-request", f"a placeholder, or nothing said: {request[:200]}")
+        if (style := prompt.seeds["style"]).count(" ") and style.casefold() in request.casefold():
+            raise Refused("copies-prompt", f"says the manner asked for: {request[:200]}")
         problems = validate_calls(calls, self.catalogue)
         if problems:
             raise Refused(problems[0].reason, "; ".join(problem.detail for problem in problems)[:500])

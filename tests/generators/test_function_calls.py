@@ -259,6 +259,10 @@ def test_the_schema_asks_for_the_planned_call_and_nothing_else() -> None:
         ("Wake me at 7 am.", [("set_alarm", {"time": "#0"})], "forward-reference"),
         ("Wake me at 7 am.", [("set_alarm", {"time": "#5"})], "bad-reference"),
         ("Wake me at 7 am.", [], "malformed"),
+        (",", [("list_alarms", {})], "no-request"),
+        ("123456", [("open_settings", {"page": "network"})], "no-request"),
+        ("Set {{time}}", [("set_alarm", {"time": "time"})], "no-request"),
+        ("Call [Your Name].", [("call", {"number": "Your Name"})], "no-request"),
         ("   ", [("set_alarm", {"time": "7 am"})], "unparsable"),
         ("Wake me \ud800", [("set_alarm", {"time": "7 am"})], "unparsable"),
     ],
@@ -268,6 +272,14 @@ def test_replies_are_refused_with_a_reason(query: str, made: list[Any], reason: 
     with pytest.raises(Refused) as caught:
         parsed(stage, stage.prompt(0), query, *made)
     assert caught.value.reason == reason
+
+
+def test_a_request_that_repeats_its_manner_is_refused() -> None:
+    stage = calls()
+    prompt = next(found for row in range(64) if len((found := stage.prompt(row)).seeds["style"].split()) > 3)
+    for request in (f"{prompt.seeds['style'].capitalize()}: torch on", f"Manner: {prompt.seeds['style']}"):
+        with pytest.raises(Refused, match="copies-prompt"):
+            parsed(stage, prompt, request, ("set_flashlight", {"on": True}))
 
 
 @pytest.mark.parametrize(
