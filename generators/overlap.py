@@ -98,6 +98,12 @@ def held_words(text: str, asked: Iterable[str]) -> list[str]:
     return [word for word in asked if not held.isdisjoint(inflections(word))]
 
 
+def is_about(text: str, subject: str) -> bool:
+    """Tell whether a text holds a word that begins as any content word of its subject does; True where that has none."""
+    asked = {word[:CONTENT_LETTERS] for word in content_words(subject)}
+    return not asked or not asked.isdisjoint(word[:CONTENT_LETTERS] for word in words(text))
+
+
 def _numbers(text: str) -> Iterator[str]:
     for number in NUMBER.findall(text):
         yield number.replace(",", "")

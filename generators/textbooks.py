@@ -11,7 +11,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from generators.audiences import AUDIENCES, DIFFICULTIES, FORMATS, Audience, Difficulty, Format
-from generators.prompted import Prompt, PromptSettings
+from generators.overlap import is_about
+from generators.prompted import Prompt, PromptSettings, Refused
 from generators.taxonomy import TopicStage
 
 
@@ -25,6 +26,9 @@ class TextbookSettings(PromptSettings):
         ("introduction",), min_length=1, description="What the reader is assumed to know."
     )
     fields: tuple[str, ...] = Field((), description="Write about these fields of the taxonomy only; empty takes all.")
+    on_topic: bool = Field(
+        True, description="Refuse sections that hold no word of their field, topic and subtopic (`off-topic`)."
+    )
 
 
 class Textbooks(TopicStage):
@@ -45,3 +49,10 @@ class Textbooks(TopicStage):
             "assumption": DIFFICULTIES[seeds["difficulty"]],
         }
         return Prompt(self.ask(**seeds, **rules), seeds)
+
+    def check_text(self, prompt: Prompt, text: str) -> None:
+        """As for all kinds, and a section must name something of what it is to be about."""
+        subject = " ".join(prompt.seeds[name] for name in ("field", "topic", "subtopic"))
+        if self.settings.on_topic and not is_about(text, subject):
+            raise Refused("off-topic", f"no word of: {subject}")
+        super().check_text(prompt, text)

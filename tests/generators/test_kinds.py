@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from generators.overlap import content_words
-from generators.prompted import Parsed, Refused, to_last_sentence
+from generators.prompted import Parsed, Prompt, Refused, to_last_sentence
 from generators.questions import MIN_ANSWER_WORDS, Questions, QuestionSettings
 from generators.stories import Stories, StorySettings
 from generators.textbooks import Textbooks, TextbookSettings
@@ -129,6 +129,28 @@ def test_an_end_bias_that_an_endpoint_cannot_do_is_refused() -> None:
 
 
 # --- answers ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "about"),
+    [
+        ("Ice is frozen water, and it floats.", False),
+        ("A fraction is a part of a whole.", True),
+        ("You halve a cake, and multiplied it is one again.", True),
+        ("Arithmetical signs are old.", True),
+    ],
+)
+def test_a_section_about_something_else_is_refused(text: str, about: bool) -> None:
+    stage, loose = textbooks(), textbooks(on_topic=False)
+    subject = {"field": "arithmetic", "topic": "fractions", "subtopic": "multiplying halves"}
+    prompt = Prompt((), {**stage.prompt(0).seeds, **subject})
+    loose.check_text(prompt, text)
+    if about:
+        stage.check_text(prompt, text)
+    else:
+        with pytest.raises(Refused, match="off-topic"):
+            stage.check_text(prompt, text)
+
 
 WORDS = st.lists(
     st.sampled_from(["ice", "floats", "because", "it", "is", "lighter", "than", "water", "and", "trees", "grow"]),

@@ -36,7 +36,7 @@ _PLACES = (
 _FIRST_HALVES = [f"{subject} {verb}" for subject in _SUBJECTS.split("|") for verb in _VERBS.split("|")]
 _SECOND_HALVES = [f"{thing} {place}." for thing in _OBJECTS.split("|") for place in _PLACES.split("|")]
 _MOST_SENTENCES = 15
-_QUOTED_WORD = re.compile(r'"([^\W_]{1,30})"')
+_ASKED = re.compile(r'"([^\W_]{1,30})"|\bsection about ([^(.\n]{1,80})')
 
 
 class EchoEngine:
@@ -99,9 +99,9 @@ def _story(dice: bytes) -> str:
 
 
 def _echoed(messages: Sequence[Mapping[str, str]]) -> str:
-    """Return a sentence of the words that a prompt puts in quotation marks: prompts ask for words in this way."""
-    words = _QUOTED_WORD.findall(messages[-1]["content"]) if messages else []
-    return f" They spoke of {', '.join(words)}." if words else ""
+    """Return a sentence of the words that a prompt puts in quotation marks and of its topic: prompts ask in this way."""
+    asked = _ASKED.findall(messages[-1]["content"]) if messages else []
+    return f" They spoke of {', '.join((word or topic).strip() for word, topic in asked)}." if asked else ""
 
 
 def _choose(choices: tuple[str, ...], dice: bytes, prompt_tokens: int) -> Reply:
