@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from generators.replies import ROLE
 from generators.stories import Stories, StorySettings
 from generators.writing import sampling_seed
 from hornbook import models
 from hornbook.artifact import Artifact
-from hornbook.documents import planned_row
 from hornbook.engines.interface import EngineSettings, Request, Sampling
 from hornbook.engines.pool import EnginePool
 from hornbook.events import Events
@@ -79,8 +79,11 @@ class PlainVLLM:
 
         self._llm = LLM(**engine_arguments(self.settings, str(models.resolve(self.settings.model).path)))
 
-    def generate(self, requests: list[Request]) -> list[tuple[float, int]]:
-        """Note the time of each finish as the engine's step returns it: `chat` itself returns only at the end."""
+    def generate(self, requests: list[Request], texts: list[str] | None = None) -> list[tuple[float, int]]:
+        """Note the time of each finish as the engine's step returns it: `chat` itself returns only at the end.
+
+        What was written is added to `texts`.
+        """
         from vllm import SamplingParams
 
         finished: list[tuple[float, int]] = []
@@ -103,7 +106,9 @@ class PlainVLLM:
             )
             for request in requests
         ]
-        self._llm.chat([list(request.messages) for request in requests], parameters, use_tqdm=False)
+        answers = self._llm.chat([list(request.messages) for request in requests], parameters, use_tqdm=False)
+        if texts is not None:
+            texts += [answer.outputs[0].text for answer in answers]
         return finished
 
     def stop(self) -> None:
@@ -148,12 +153,9 @@ class ThroughStage:
         finishes = _FinishTimes(self._log)
         stage.run(context)
         times = finishes.stop()
-        written = [
-            (planned_row(row["id"]), row["made_by"]["completion_tokens"])
-            for table in context.artifact.tables(columns=["id", "made_by"])
-            for row in table.to_pylist()
-        ]
-        return [(times[f"stories/{row}"], tokens) for row, tokens in written]
+        columns = ["unit", "completion_tokens"]  # of every planned row, accepted or not
+        replies = [row for table in context.artifact.tables(ROLE, columns=columns) for row in table.to_pylist()]
+        return [(times[f"stories/{row['unit']}"], row["completion_tokens"]) for row in replies]
 
     def stop(self) -> None:
         """Stop the replicas and delete what was written."""
