@@ -26,6 +26,7 @@ from generators.checks import (
     CheckSettings,
     NearDuplicateSieve,
     Refused,
+    check_chatter,
     check_refusal,
     check_text,
     find_missing,
@@ -96,6 +97,7 @@ def main() -> None:
     checks: dict[str, Callable[[int], object]] = {
         "splitting into words": lambda row: words_of(rows[row]),
         "refusal": lambda row: find_refusal(rows[row]),
+        "chatter": lambda row: check_chatter(rows[row]),
         "missing words": lambda row: find_missing(rows[row], words[row], required),
         "repetition": lambda row: find_repetition(rows[row], words[row], settings),
         "language": lambda row: other_language(rows[row], "en"),

@@ -1,8 +1,9 @@
 """What an answer must pass before it becomes a document: checks of a text alone, cheap first, and the near-duplicate sieve.
 
-`check_text` looks at one text: is it the model's refusal, does it lack what was asked for, does it go in circles, is it in
-another language? A sieve (`Sieve` in prompted.py) compares a text with the accepted ones before it. A check that is in
-doubt lets the text pass: a corpus bears a few bad documents, but not a check that takes away one kind of good ones.
+`check_text` looks at one text: is it the model's refusal or its talk to the user, is something left to fill in, does it lack
+what was asked for, does it go in circles, is it in another language? A sieve (`Sieve` in prompted.py) compares a text with the
+accepted ones before it. A check that is in doubt lets the text pass: a corpus bears a few bad documents, but not a check that
+takes away one kind of good ones.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from pydantic import Field
 
+from generators.chatter import find_chatter, find_placeholder, find_self_talk, plain
 from generators.inflections import inflections
 from hornbook.near_duplicates import NearDuplicates, words_of
 from hornbook.settings import Settings
@@ -29,6 +31,7 @@ WRONG_LANGUAGE_PERCENT = 50
 SURE_LANGUAGE_PERCENT = 80
 SAME_SENTENCE_SHARE = 0.1
 SIGNS = b"+-/=<>%^_"
+FENCE = "```"
 
 
 class Refused(Exception):
@@ -44,6 +47,15 @@ class CheckSettings(Settings):
     """Settings of the checks after generation; each can be switched off."""
 
     refusal: bool = Field(True, description="Refuse texts in which the model declines to answer (`As an AI ...`).")
+    chatter: bool = Field(
+        True,
+        description="Refuse texts in which an assistant talks to its user (`Sure, here is ...`: `chatter`) or that speak of "
+        "themselves and their task (`In this story, we have`: `about-itself`).",
+    )
+    unfinished: bool = Field(
+        True,
+        description="Refuse texts with a blank to fill in (`[Your Name]`: `placeholder`) or an `unclosed-block` of code.",
+    )
     missing_words: bool = Field(True, description="Refuse texts without the words or the sentence that were asked for.")
     repetition: bool = Field(True, description="Refuse texts that go in circles, by the four limits below.")
     loop_words: int = Field(
@@ -73,7 +85,8 @@ class CheckSettings(Settings):
 
 
 def check_text(text: str, settings: CheckSettings, required: Sequence[str] = (), language: str = "") -> None:
-    """Pass a text, or raise Refused with the reason `refusal`, `missing-words`, `repetition` or `wrong-language`.
+    """Pass a text, or raise Refused with the reason `refusal`, `chatter`, `about-itself`, `placeholder`, `unclosed-block`,
+    `missing-words`, `repetition` or `wrong-language`.
 
     Args:
         text: the text of the answer.
@@ -82,6 +95,10 @@ def check_text(text: str, settings: CheckSettings, required: Sequence[str] = (),
         language: ISO 639-1 code of the language asked for; empty leaves the language unchecked.
     """
     check_refusal(text, settings)
+    if settings.chatter:
+        check_chatter(text)
+    if settings.unfinished:
+        check_finished(text)
     words = _without_rules(text)
     if settings.missing_words and (missing := find_missing(text, words, required)):
         raise Refused("missing-words", missing)
@@ -94,6 +111,23 @@ def check_refusal(text: str, settings: CheckSettings) -> None:
     """Pass a text, or raise Refused with the reason `refusal`: the cheapest of the checks, for whole replies as for parts."""
     if settings.refusal and (refusal := find_refusal(text)):
         raise Refused("refusal", refusal)
+
+
+def check_chatter(text: str) -> None:
+    """Pass a text, or raise Refused with the reason `chatter` or `about-itself`."""
+    narration = plain(text)
+    if chatter := find_chatter(narration):
+        raise Refused("chatter", chatter)
+    if self_talk := find_self_talk(narration):
+        raise Refused("about-itself", self_talk)
+
+
+def check_finished(text: str) -> None:
+    """Pass a text, or raise Refused with the reason `placeholder` or `unclosed-block`."""
+    if placeholder := find_placeholder(text):
+        raise Refused("placeholder", placeholder)
+    if text.count(FENCE) % 2:
+        raise Refused("unclosed-block", text[text.rfind(FENCE) :][:200])
 
 
 def check_language(text: str, settings: CheckSettings, language: str) -> None:
@@ -137,19 +171,21 @@ _OF_THE_CHAT = (  # what an assistant speaks of, and a character hardly ever
     r"[^.!?]{0,60}\b(?:requests?|you with|(?:for|with) (?:that|this|it)|stor(?:y|ies)|content|prompts?|instructions?|questions?|task)\b"
 )
 _MODEL = r"an? (?:ai|artificial intelligence|(?:ai |large )*language model|(?:ai |virtual )assistant)\b"
-_REFUSALS = re.compile(
+_REFUSALS_AT_START = re.compile(
     "|".join(
         (
-            rf"^(?:i am )?(?:\w+ )?sorry,? (?:but )?(?:as {_MODEL}|{_CANNOT} {_TASK})",
-            rf"^(?:unfortunately,? |i apologi[sz]e,? )?(?:but )?{_CANNOT} {_TASK}{_OF_THE_CHAT}",
-            rf"^(?:(?:i am )?sorry,? (?:but )?)?i am (?:just |only )?{_MODEL}",
-            rf"(?:^|[.!?,] +)as {_MODEL}[^.!?]{{0,40}}?\bi (?:do|cannot|can|am|have|will|must)\b",
-            r"^i do not have (?:the ability|personal (?:opinions|experiences|feelings)|access to)",
-            r"\bagainst my (?:programming|guidelines|policies)",
-            r"^es tut mir leid, (?:aber )?ich kann|^je suis désolée?, (?:mais )?je ne peux|^lo siento, (?:pero )?no puedo",
+            rf"(?:i am )?(?:\w+ )?sorry,? (?:but )?(?:as {_MODEL}|{_CANNOT} {_TASK})",
+            rf"(?:unfortunately,? |i apologi[sz]e,? )?(?:but )?{_CANNOT} {_TASK}{_OF_THE_CHAT}",
+            rf"(?:(?:i am )?sorry,? (?:but )?)?i am (?:just |only )?{_MODEL}",
+            r"i do not have (?:the ability|personal (?:opinions|experiences|feelings)|access to)",
+            r"es tut mir leid, (?:aber )?ich kann|je suis désolée?, (?:mais )?je ne peux|lo siento, (?:pero )?no puedo",
         )
     )
 )
+_REFUSALS_WITHIN = {  # by what a text must hold for the pattern to be worth looking for
+    "as a": re.compile(rf"(?:^|[.!?,] +)as {_MODEL}[^.!?]{{0,40}}?\bi (?:do|cannot|can|am|have|will|must)\b"),
+    "against my ": re.compile(r"\bagainst my (?:programming|guidelines|policies)"),
+}
 _CONTRACTIONS = {
     "’": "'",
     "i'm ": "i am ",
@@ -161,13 +197,17 @@ _CONTRACTIONS = {
 _QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|«[^»]*»|„[^“]*“")
 
 
+@lru_cache(maxsize=256)  # of a reply that is the document, it is asked twice
 def find_refusal(text: str) -> str:
     """Return the words with which a model declines at the beginning of its answer, or an empty text."""
     opening = text[:OPENING_CHARACTERS].lower()
     for short, long in _CONTRACTIONS.items():
         opening = opening.replace(short, long)
-    match = _REFUSALS.search(_QUOTED.sub("", opening).lstrip("*_#>-. \n\t"))
-    return match[0].strip() if match else ""
+    opening = _QUOTED.sub("", opening).lstrip("*_#>-. \n\t")
+    found = _REFUSALS_AT_START.match(opening)
+    for sign, pattern in _REFUSALS_WITHIN.items():
+        found = found or (pattern.search(opening) if sign in opening else None)
+    return found[0].strip() if found else ""
 
 
 # Missing words.

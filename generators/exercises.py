@@ -226,7 +226,8 @@ class Exercises(PromptedStage):
 
     def check_text(self, prompt: Prompt, text: str) -> None:
         """As for all kinds, but code may repeat itself, and what language it is in is asked of its docstring alone."""
-        check_text(text, self.settings.checks.model_copy(update={"repetition": False}), prompt.required)
+        not_of_code = {"repetition": False, "chatter": False, "unfinished": False}
+        check_text(text, self.settings.checks.model_copy(update=not_of_code), prompt.required)
 
     def sieves(self) -> list[Sieve]:
         """Refuse programs whose syntax tree an earlier one has, besides what all kinds refuse."""

@@ -216,8 +216,14 @@ class PromptedStage(Stage):
         return self.parse(prompt, text)
 
     def check_text(self, prompt: Prompt, text: str) -> None:
-        """Refuse a document's text that refuses to answer, loops, is in another language or lacks what it must hold."""
-        check_text(text, self.settings.checks, prompt.required, self.language_of(prompt))
+        """Refuse a document's text that refuses to answer, talks to the user (in a chat it may), loops, is unfinished, in
+        another language or lacks what it must hold."""
+        check_text(text, self._checks, prompt.required, self.language_of(prompt))
+
+    @cached_property
+    def _checks(self) -> CheckSettings:
+        talks = self.document_kind != "text"
+        return self.settings.checks.model_copy(update={"chatter": False}) if talks else self.settings.checks
 
     def language_of(self, prompt: Prompt) -> str:
         """Return the ISO 639-1 code of the language that a row's text must be in; empty if any will do."""

@@ -30,6 +30,53 @@ def refused(text: str, settings: CheckSettings = ON, required: tuple[str, ...] =
     return ""
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Sure, here is what you asked for. Once there was a bear.", "chatter"),
+        ("Certainly! I'd be happy to write one. Once there was a bear.", "chatter"),
+        ("**I'm excited to share** some ideas from my latest book.", "chatter"),
+        ("Here is a short story about a fox and a hen:\n\nThe fox came.", "chatter"),
+        ("Here's an improved version of the section. Ice floats.", "chatter"),
+        ("Great question! Ice floats since it is light.", "chatter"),
+        ("Your code is already clear. Ice floats.", "chatter"),
+        (f"{STORY} I hope this helps! Let me know if you want more.", "chatter"),
+        (f"{STORY}\n\nIn this story, we have a bear and a duck.", "about-itself"),
+        (f"{STORY}\n\nThis ending is simple.", "about-itself"),
+        ("Ice floats. Here's a revised version: ice is light.", "about-itself"),
+        ("Ice floats. In this essay, I will say why.", "about-itself"),
+        ("Ice floats. The text should have no less than 150 words.", "about-itself"),
+        ("Ice floats. In my previous message I said why.", "about-itself"),
+        ("Through [insert name]'s work we learn a lot.", "placeholder"),
+        ("Dear [Your Name], ice floats.", "placeholder"),
+        ("So it is done:\n```python\nprint(1)", "unclosed-block"),
+    ],
+)
+def test_talk_to_the_user_and_what_is_unfinished_are_refused(text: str, reason: str) -> None:
+    assert refused(text, language="") == reason
+    assert refused(text, CheckSettings(chatter=False, unfinished=False), language="") == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I am so happy! Today is my birthday, and the sun is out.",
+        "This is a story about a bear. In this story he is small.",
+        '"I\'m happy to help," said the duck. "Would you like me to swim?"',
+        'Sure of himself, the bear went on. "Sure, here is the ball," he said.',
+        "Here is the story of the mill: it burned down in 1860.",
+        "This is just one example of a prime number. In this section, we add two of them.",
+        "This is a good question for a judge, and nobody has answered it. Great questions are rare.",
+        "The text of the law is short. Texts are data, and this text file holds one.",
+        "See [1] and [link](https://example.org), `[name]` and rows[name].",
+        "Run it:\n```python\nprint(1)\n```\nIt prints 1.",
+        f"The moral of this story is clear. {STORY}",
+    ],
+)
+def test_what_only_sounds_like_it_passes(text: str) -> None:
+    assert refused(text, language="") == ""
+
+
 def test_an_ordinary_story_passes() -> None:
     assert refused(STORY, required=("bear", "roll", "happy")) == ""
 
