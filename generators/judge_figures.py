@@ -1,4 +1,5 @@
-"""What the report says of a judge: where its grades lie, whether its criteria differ, and whether it only counts characters.
+"""What the report says of a judge: where its grades lie, whether its criteria differ, and whether it only counts characters
+or repeats the reasons of its examples.
 
 All from running sums: one part is in memory at a time.
 """
@@ -10,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from generators.rubric import Rubric
+from generators.overlap import words
+from generators.rubric import REASON, Rubric
 from hornbook.artifact import Artifact
 from hornbook.score_figures import kept_and_histogram
 
@@ -19,6 +21,8 @@ FEWEST = 20  # graded documents; below, no warning is worth reading
 ONE_SCORE = 0.9  # share of the scores within one bin from which they say nothing
 ONE_THING = 0.95  # correlation from which two criteria are called one
 MUCH_LENGTH = 0.5  # correlation with length from which a judge is called a ruler
+SAME_REASON = 0.6  # Jaccard index of the words of two reasons from which one repeats the other
+MANY_COPIED = 0.2  # share of such reasons from which the judge is said to repeat its examples
 
 
 def judge_figures(graded: Artifact, rubric: Rubric, score: str, threshold: float | None) -> dict[str, Any]:
@@ -26,17 +30,22 @@ def judge_figures(graded: Artifact, rubric: Rubric, score: str, threshold: float
 
     `histogram` and `kept` of the score; `grades` ({criterion: mean, deviation, counts of each grade, whole numbers for those
     that need not be whole}); `mean_by_source`; `correlation` (Pearson) of each pair of numeric criteria and
-    `correlation_with_length` of the score with the characters that the judge read, None where one of them is constant.
+    `correlation_with_length` of the score with the characters that the judge read, None where one of them is constant;
+    `copied_reasons`, the share of reasons that repeat an example's, where there are reasons and examples.
     """
     numbers = [criterion.name for criterion in rubric.numeric]
     sums = _Sums([*numbers, "score", "characters"])
     counts: dict[str, Counter[str]] = {criterion.name: Counter() for criterion in rubric.criteria}
     by_source: dict[str, list[float]] = {}
+    examples, copied, reasons = [set(words(example.reason)) for example in rubric.examples], 0, 0
     for table in graded.tables():
         sums.add(np.column_stack([table.column(name).to_numpy().astype(float) for name in sums.names]))
         for criterion in rubric.criteria:
             found = table.column(criterion.name).to_pylist()
             counts[criterion.name].update(found if criterion.choices else [f"{round(value)}" for value in found])
+        if REASON in table.column_names:
+            copied += sum(_repeats(reason, examples) for reason in table.column(REASON).to_pylist())
+            reasons += table.num_rows
         for source, value in zip(table.column("source").to_pylist(), table.column("score").to_pylist(), strict=True):
             total = by_source.setdefault(source, [0, 0.0])
             total[0] += 1
@@ -63,8 +72,15 @@ def judge_figures(graded: Artifact, rubric: Rubric, score: str, threshold: float
         "correlation_with_length": sums.correlation("score", "characters"),
         **kept_and_histogram(graded, threshold, np.linspace(low, high, BINS + 1)),
     }
+    if examples and reasons:
+        metrics["copied_reasons"] = round(copied / reasons, 4)
     metrics["warnings"] = _warnings(metrics, sums)
     return metrics
+
+
+def _repeats(reason: str, examples: list[set[str]]) -> bool:
+    own = set(words(reason))
+    return any(len(own & example) > SAME_REASON * len(own | example) for example in examples)
 
 
 class _Sums:
@@ -117,4 +133,6 @@ def _warnings(metrics: dict[str, Any], sums: _Sums) -> list[str]:
     length = metrics["correlation_with_length"]
     if length is not None and abs(length) > MUCH_LENGTH:
         warnings.append(f"the score goes with the documents' length (correlation {length:.2f})")
+    if (copied := metrics.get("copied_reasons", 0)) > MANY_COPIED:
+        warnings.append(f"{copied:.0%} of the reasons repeat an example of the rubric: the judge hardly read the texts")
     return warnings

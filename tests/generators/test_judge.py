@@ -262,27 +262,33 @@ def test_a_rubric_file_is_part_of_what_is_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("grade", "said"),
+    ("grade", "reasons", "said"),
     [
-        (lambda number: 3, "100% of the scores lie between 3"),
-        (lambda number: number % 6, ""),
-        (lambda number: number // 5, r"goes with the documents' length"),
+        (lambda number: 3, ["It is good."], "100% of the scores lie between 3"),
+        (lambda number: number % 6, ["It is good."], ""),
+        (
+            lambda number: number % 6,
+            ["It is good.", "Well, it is advertising and explains nothing!"],
+            "50% of the reasons",
+        ),
+        (lambda number: number // 5, ["It is good."], r"goes with the documents' length"),
     ],
 )
-def test_a_judge_that_tells_nothing_apart_or_measures_length_is_warned_of(
-    tmp_path: Path, grade: Any, said: str
+def test_a_judge_that_tells_nothing_apart_measures_length_or_copies_reasons_is_warned_of(
+    tmp_path: Path, grade: Any, reasons: list[str], said: str
 ) -> None:
     graded = Artifact(Store(str(tmp_path)), "artifacts/grades")
     rubric = judge().asking.rubric
     rows = [
         {
             "id": number, "key": bytes(16), "source": "s", "score": grade(number), "educational_value": grade(number),
-            "reason": "r", "characters": 10 * number, "judge": "j", "revision": "v",
+            "reason": reasons[number % len(reasons)], "characters": 10 * number, "judge": "j", "revision": "v",
         }
         for number in range(30)
     ]  # fmt: skip
     content = PartContent(pa.Table.from_pylist(rows, schema=columns(rubric)), unit_of=same_ids)
     commit_part(graded.store, graded.folder, PartRange(0, 30), content)
     figures = judge_figures(graded, rubric, "mean", None)
+    assert figures["copied_reasons"] == (0.5 if len(reasons) == 2 else 0)
     assert figures["graded"] == 30 and figures["kept"] == {}
     assert bool(figures["warnings"]) == bool(said) and re.search(said, " ".join(figures["warnings"]))
