@@ -1,8 +1,9 @@
 """Stories that follow instructions (TinyStories-Instruct, arXiv 2305.07759): what a story holds is listed before it.
 
 A random subset, in random order, of `Words:`, `Features:`, `Summary:` and `Sentence:` lines, then `Story:` and the story as
-it was written. Only a summary is asked of a model; the other lines are read off the story and its seeds, so that what they
-promise is true. A row without a summary asks nothing.
+it was written. Only a summary is asked of a model. Words and sentence are read off the story; features are what its seeds asked
+for, and but for dialogue nobody looks whether it obeyed: `features` says which may be listed. A row without a summary asks
+nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import combinations
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 from pydantic import Field
@@ -25,16 +26,22 @@ from generators.documents import (
     SourcedPrompt,
     extract,
 )
-from generators.overlap import COMMON, copied_share, copies_run, drawn_share, held_words, words
+from generators.overlap import COMMON, LIST_MARK, copied_share, copies_run, drawn_share, held_words, words
 from generators.prompted import Parsed, Prompt, Refused, Sieve
+from generators.quotations import quotations, somebody_speaks
 from generators.stories import FEATURES, word_lists
 from hornbook.plan import derive_seed, permute, row_random
+
+Feature = Literal["Dialogue", "Twist", "MoralValue", "Problem", "Foreshadowing", "Conflict", "BadEnding"]
 
 LINES = ("Words", "Features", "Summary", "Sentence")
 SUBSETS = tuple(chosen for size in range(1, len(LINES) + 1) for chosen in combinations(LINES, size))
 SENTENCE_WORDS = range(4, 31)
 PICKED_WORDS = 3
-QUOTES = '"“”'
+OPENING_QUOTES = "\"“„«'‘¿¡"  # and what Spanish opens a sentence with
+LABEL = re.compile(r"^[\W_]*\w+(?: summary)?[*_]*:", re.IGNORECASE)
+ENDED = re.compile(r"(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bSt)[.!?](?:\s|$|[\"”](?:$|\s+(?![a-z\s])))")
+"""A sentence's end; within a quotation after which it goes on in lower case there is none."""
 EXAMPLES = (
     (
         "Nina had a red kite. One windy day the string broke, and the kite flew over the fence into the garden of old Mr. "
@@ -59,6 +66,10 @@ class StoryInstructionSettings(DocumentPromptSettings):
 
     per_document: int = Field(
         1, ge=1, le=len(SUBSETS), description="Rows made from each story, each with another subset of lines."
+    )
+    features: tuple[Feature, ...] = Field(
+        get_args(Feature),
+        description="Which features a `Features:` line may list; but for `Dialogue` nobody looks whether a story has them.",
     )
     summary_characters: int = Field(
         2400, ge=200, description="How much of a story the prompt for its summary quotes, in characters."
@@ -99,7 +110,7 @@ class StoryInstructions(DocumentStage):
         return SourcedPrompt(messages, seeds, parents=(story.key,), quoted=story.text)
 
     def parse(self, prompt: Prompt, text: str) -> Parsed:
-        """Put the lines before the story. Refuses summaries that are a copy, too short or long, or of something else."""
+        """Put the lines before the story. Refuses summaries that are a copy, no sentence, or of something else."""
         story = self.quoted(prompt)
         said = dict(prompt.seeds)
         if "Summary" in prompt.seeds["lines"]:
@@ -152,22 +163,18 @@ class StoryInstructions(DocumentStage):
         return [set(found) for found in word_lists().values()]
 
     def _features(self, story: SourceDocument) -> list[str]:
-        """Return the names of the features that a story was asked for; dialogue only where somebody speaks."""
+        """Return the names of the features that a story was asked for and that may be listed; dialogue only if somebody speaks."""
         asked = story.seeds.get("features", ())
         names = {sentence: name for name, sentence in FEATURES.items()}
         found = [names[sentence] for sentence in asked if sentence in names] if isinstance(asked, list | tuple) else []
-        return [name for name in found if name != "Dialogue" or any(mark in story.text for mark in QUOTES)]
+        listed = [name for name in found if name in self.settings.features]
+        return [name for name in listed if name != "Dialogue" or somebody_speaks(story.text)]
 
     def _sentence(self, story: str, random: Any) -> str:
         """Return one of the story's sentences, verbatim, of a fit length and with whole quotations; empty without one."""
-        found = [
-            sentence.strip()
-            for line in story.split("\n")
-            for sentence in SENTENCE_END.sub("\\g<0>\x00", line).split("\x00")
-        ]
         fit = [
             sentence
-            for sentence in dict.fromkeys(found)
+            for sentence in dict.fromkeys(_whole_sentences(story))
             if len(sentence.split()) in SENTENCE_WORDS
             and sentence.endswith((".", "!", "?", '"', "”"))
             and sentence.count('"') % 2 == 0
@@ -190,6 +197,10 @@ class StoryInstructions(DocumentStage):
         count = len(summary.split())
         if not fewest <= count <= most:
             raise Refused("short-summary" if count < fewest else "long-summary", summary[:200])
+        if (sentences := len(ENDED.findall(summary))) > 1:  # one was asked for
+            raise Refused("long-summary", f"{sentences} sentences: {summary[:200]}")
+        if label := LABEL.match(summary):
+            raise Refused("wrong-form", f"begins with a label: {label[0]}")
         # Here, since checked with the story, which is most of the document, it would tell nothing about the summary.
         self.check_text(prompt, summary)
         if run := copies_run(summary, story, self.settings.copied_run):
@@ -198,7 +209,31 @@ class StoryInstructions(DocumentStage):
             raise Refused("copies-story", f"{share:.0%} of its four-word runs")
         if (share := drawn_share(summary, story)) < self.settings.least_drawn:
             raise Refused("off-story", f"{share:.0%} of its content words are the story's")
+        if quoted := _foreign_quotation(summary, story):
+            raise Refused("off-story", f"the story does not hold what it quotes: {quoted[:200]}")
         return summary
+
+
+def _whole_sentences(story: str) -> list[str]:
+    """Return what stands between sentence ends in a story and begins as a sentence does: no item of a list, no rest of one."""
+    whole = []
+    for line in story.split("\n"):
+        if LIST_MARK.match(line):
+            continue
+        before = ""
+        for piece in SENTENCE_END.sub("\\g<0>\x00", line).split("\x00"):
+            sentence = piece.strip()
+            first = sentence.lstrip(OPENING_QUOTES)[:1]  # lower case, not "no capital": not all scripts have capitals
+            if first.isalnum() and not first.islower() and not before.endswith(("..", "…")):
+                whole.append(sentence)
+            before = sentence
+    return whole
+
+
+def _foreign_quotation(summary: str, story: str) -> str:
+    """Return what a summary quotes that the story does not hold, word for word; empty if there is no such thing."""
+    held = f" {' '.join(words(story))} "
+    return next((found.inner for found in quotations(summary) if f" {' '.join(words(found.inner))} " not in held), "")
 
 
 class _SameLinesSieve:

@@ -25,8 +25,9 @@ from generators.documents import (
     extract,
     without_markup,
 )
-from generators.overlap import copied_share, copies_run, drawn_share
+from generators.overlap import copied_share, copies_run, drawn_share, words
 from generators.prompted import Parsed, Prompt, Refused
+from generators.quotations import SPOKEN_WORDS, quotations
 from hornbook.errors import RecipeError
 from hornbook.plan import Combinations, derive_seed
 
@@ -34,7 +35,14 @@ TopicSource = Literal["meta", "heading", "path"]
 
 COPIED_WORDS = 8
 EXTRACT_WORDS = 20
-MENTION = re.compile(r"\b(?:the|this|that|your|above)\s+(?:\w+\s+)?(?:extract|excerpt)\b", re.IGNORECASE)
+MENTION = re.compile(
+    r"\b(?:(?:the|this|that|your|above)\s+(?:\w+\s+)?(?:extract|excerpt)"
+    r"|the\s+text\s+I|the\s+(?:provided|given|original)\s+(?:text|passage)|(?:in|from)\s+the\s+passage(?!\s+of\s+time))\b",
+    re.IGNORECASE,
+)
+"""Talk of the extract itself. "The text" alone is none: sections about texts say it."""
+SPEAKER = re.compile(r"^[ \t*_]*[A-Z]\w*\.?(?: [\w.]+){0,2}[ \t]*[*_]*:", re.MULTILINE)
+SPOKEN_TURNS = 2
 TOPIC_CHARACTERS = range(3, 81)
 TITLE = re.compile(r"^(?:#[ \t]+(?P<marked>.+?)[ \t#]*|(?P<lined>\S.*)\n={4,}[ \t]*)$", re.MULTILINE)
 HEADING = re.compile(r"^(?:##+[ \t]+(?P<marked>.+?)[ \t#]*|(?P<lined>\S.*)\n-{4,}[ \t]*)$", re.MULTILINE)
@@ -70,6 +78,7 @@ class WebTextbookSettings(DocumentPromptSettings):
         description="Keys of `meta`, or of a generated document's seeds, that name a topic.",
     )
     words: tuple[int, ...] = Field((150,), min_length=1, description="Lengths that prompts ask for, in words.")
+    min_words: int = Field(40, ge=1, description="Fewest words of a section: else `too-short`.")
     audiences: tuple[Audience, ...] = Field(tuple(AUDIENCES), min_length=1, description="Whom to write for.")
     formats: tuple[Format, ...] = Field(tuple(FORMATS), min_length=1, description="How a section is built.")
     difficulties: tuple[Difficulty, ...] = Field(
@@ -141,15 +150,19 @@ class WebTextbooks(DocumentStage):
         return SourcedPrompt(self.ask(extract=quoted, **seeds, **rules), seeds, parents=(source.key,), quoted=quoted)
 
     def parse(self, prompt: Prompt, text: str) -> Parsed:
-        """Refuse a section that copies its extract, speaks of it, or has nothing to do with it."""
+        """Refuse a section that is too short, copies its extract, speaks of it or strays from it, or is not in the form asked."""
         quoted = self.quoted(prompt)
         check_language(text, self.settings.checks, self.language_of(prompt))  # in another one no word is the extract's
+        if (count := len(words(text))) < self.settings.min_words:
+            raise Refused("too-short", f"{count} words, at least {self.settings.min_words} wanted")
         if run := copies_run(text, quoted, self.settings.copied_run):
             raise Refused("copies-extract", run)
         if (share := copied_share(text, quoted, COPIED_WORDS)) > self.settings.copied_share:
             raise Refused("copies-extract", f"{share:.0%} of its {COPIED_WORDS}-word runs")
         if said := MENTION.search(text):
             raise Refused("mentions-extract", said[0])
+        if prompt.seeds["format"] == "dialogue" and not is_dialogue(text):
+            raise Refused("wrong-form", "a talk was asked for, and nobody speaks twice")
         if (share := drawn_share(text, f"{quoted} {prompt.seeds['topic']}")) < self.settings.least_drawn:
             raise Refused("off-extract", f"{share:.0%} of its content words are the extract's")
         return Parsed(text)
@@ -183,6 +196,12 @@ class WebTextbooks(DocumentStage):
                 if isinstance(held.get(field), str) and (topic := plain_topic(held[field])):
                     return topic
         return ""
+
+
+def is_dialogue(text: str) -> bool:
+    """Tell whether a text looks like a talk: two lines that begin with a name and a colon, or two quotations of a few words."""
+    spoken = [found for found in quotations(text) if len(words(found.inner)) >= SPOKEN_WORDS]
+    return max(len(SPEAKER.findall(text)), len(spoken)) >= SPOKEN_TURNS
 
 
 def letters(text: str) -> float:

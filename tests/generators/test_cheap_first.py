@@ -202,7 +202,7 @@ REWRITES = {
 SUMMARIES = {
     "English": "Summary: The bees drink nectar in the garden and help all of the flowers to make their seeds.",
     "German": "Summary: Weil Bienen beim Trinken Pollen weitertragen, haben die Blumen Samen und die Pflanzen Frucht.",
-    "short": "Summary: Bees go. A flower is so glad, and so on.",
+    "short": "Summary: Bees go, a flower is so glad, and so on.",
 }
 ANSWERS = {
     "English": "They drink the nectar of the flowers and carry the pollen from one of them to the next one.",

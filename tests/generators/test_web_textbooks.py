@@ -96,7 +96,7 @@ def test_titles_lose_their_markup() -> None:
 
 
 def test_copies_of_the_extract_and_talk_of_it_are_refused(tmp_path: Path) -> None:
-    made = stage(tmp_path, copied_run=12, copied_share=0.3)
+    made = stage(tmp_path, copied_run=12, copied_share=0.3, min_words=5, formats=["steps"])
     prompt = made.prompt(0)
     own = "Sugar keeps well when water is gone, which is why sealed honey may stand for a decade in a cupboard."
     assert made.parse(prompt, own).text == own
@@ -105,12 +105,60 @@ def test_copies_of_the_extract_and_talk_of_it_are_refused(tmp_path: Path) -> Non
         (PARAGRAPH, "copies-extract"),
         (run, "copies-extract"),
         (f"As the original extract says: {own}", "mentions-extract"),
+        (f"The text I am writing is about honey. {own}", "mentions-extract"),
+        (f"{own} This is what the provided text is about.", "mentions-extract"),
+        (f"{own} The original passage says so, too.", "mentions-extract"),
+        (f"{own} From the passage we learn more.", "mentions-extract"),
         ("Rockets carry astronauts to distant planets, where they explore craters.", "off-extract"),
     )
     for text, reason in others:
         with pytest.raises(Refused) as caught:
             made.parse(prompt, text)
         assert caught.value.reason == reason
+    for said in (
+        "The text is about honey.",
+        "In the text of a recipe honey is sugar.",
+        "Honey stays in the passage of time.",
+    ):
+        assert made.parse(prompt, f"{own} {said}")
+
+
+OWN = "Sugar keeps well when water is gone, so sealed honey of busy bees may stand for a decade in a dry cupboard."
+
+
+def test_a_section_of_too_few_words_is_refused(tmp_path: Path) -> None:
+    made = stage(tmp_path, formats=["steps"])
+    prompt = made.prompt(0)
+    assert made.parse(prompt, f"{OWN} Then {OWN}").text
+    with pytest.raises(Refused) as caught:
+        made.parse(prompt, OWN)
+    assert caught.value.reason == "too-short"
+
+
+@pytest.mark.parametrize(
+    ("text", "talk"),
+    [
+        (f"{OWN} {OWN}", False),
+        (f'"Why does honey keep?" asks Ann. {OWN} {OWN}', False),
+        (f'A jar with the word "Honey" and a jar with "Bees". {OWN} {OWN}', False),
+        (f"Note: {OWN} {OWN}", False),
+        (f"1. **Keeping**: {OWN}\n2. **Selling**: {OWN}", False),
+        (f"Teacher: {OWN}\n\nStudent: Why is it so? {OWN}", True),
+        (f"**Mrs. Bell:** {OWN}\n**Ann**: Why is it so? {OWN}", True),
+        (f'"Why does honey keep?" asks Ann. {OWN} {OWN} "There is no water in it."', True),
+    ],
+)
+def test_a_talk_is_one_where_a_talk_was_asked_for(tmp_path: Path, text: str, talk: bool) -> None:
+    made = stage(tmp_path, formats=["dialogue"])
+    prompt = made.prompt(0)
+    if talk:
+        assert made.parse(prompt, text).text == text
+    else:
+        with pytest.raises(Refused) as caught:
+            made.parse(prompt, text)
+        assert caught.value.reason == "wrong-form"
+    other = stage(tmp_path / "other", formats=["scene"])
+    assert other.parse(other.prompt(0), text).text == text
 
 
 def test_a_document_without_prose_is_a_reject(tmp_path: Path) -> None:
