@@ -20,7 +20,8 @@ MAX_DETAIL = 300
 def main(job: dict[str, Any]) -> None:
     """Run a job's steps, then its stubs; one line `MARK JSON` on standard output after each. Stop at the first failure.
 
-    With `apart`, such a line also follows each top-level statement of a step, so that what it printed lies between two. A step is executed as it stands, or as a doctest if a line has a prompt. With `function`, the last `asserts` steps are then
+    With `apart`, such a line also follows each top-level statement of a step, so that what it printed lies between two.
+    A step is executed as it stands, or as a doctest if a line has a prompt. With `function`, the last `asserts` steps are then
     tried again with that function replaced by stubs; a stub that passes them all is named.
     """
     namespace: dict[str, Any] = {"__name__": "__main__"}
