@@ -17,11 +17,20 @@ from pydantic import Field
 from generators.checks import check_text
 from generators.exercises import STOPPED, require_code_runs
 from generators.prompted import Messages, Parsed, Prompt, PromptSettings, Refused
-from generators.python_code import python_blocks, without_blocks
+from generators.python_code import (
+    has_open_span,
+    is_session,
+    only_defined,
+    python_blocks,
+    repeated,
+    statements,
+    without_blocks,
+)
+from generators.said_output import wrong_output
 from generators.taxonomy import TopicStage
 from hornbook.sandbox import SandboxLimits
-from hornbook.syntax import NotPython, parse_python
-from hornbook.trial import try_pieces
+from hornbook.syntax import NotPython
+from hornbook.trial import Trial, try_pieces
 
 Audience = Literal["beginners", "students", "scientists", "programmers"]
 Format = Literal["explanation", "problem", "mistake", "comparison", "session"]
@@ -152,11 +161,16 @@ class CodeTextbooks(TopicStage):
         words = len(without_blocks(text).split())
         if words < self.settings.min_words:
             raise Refused("no-prose", f"{words} words beside the snippets")
+        if has_open_span(text):
+            raise Refused("unclosed-code", text[-200:])
         self.check_text(prompt, text)  # before anything runs
         sessions = [snippet for snippet in snippets if is_session(snippet)]
         check_snippets(snippets)
         if self.settings.run == "all":
-            run_snippets(snippets, self.settings.limits)
+            trial = run_snippets(snippets, self.settings.limits)
+            wrong = wrong_output(text, snippets, trial.printed)
+            if wrong:
+                raise Refused("wrong-output", wrong)
         return Parsed(text, {"snippets": len(snippets), "sessions": len(sessions), "ran": self.settings.run == "all"})
 
     def check_text(self, prompt: Prompt, text: str) -> None:
@@ -170,27 +184,26 @@ def _data(name: str) -> list[str]:
     return [part.strip() for part in text.split("\n## ")[1:]]
 
 
-def is_session(snippet: str) -> bool:
-    """Tell whether a snippet shows a session: a line with a `>>>` prompt."""
-    return any(line.lstrip().startswith(">>>") for line in snippet.splitlines())
-
-
 def check_snippets(snippets: Sequence[str]) -> None:
-    """Refuse snippets that are no Python, and those that hold nothing but comments: nothing has to run for that."""
-    bodies = 0
+    """Refuse snippets that are no Python, that hold nothing but comments, that come twice, or whose definitions nothing uses:
+    nothing has to run for that."""
+    bodies = []
     for number, snippet in enumerate(snippets, 1):
-        if is_session(snippet):
-            bodies += 1
-            continue
         try:
-            bodies += len(parse_python(snippet).body)
+            bodies.append(statements(snippet))
         except NotPython as error:
             raise Refused("snippet-fails", f"snippet {number}: SyntaxError: {error}") from None
-    if not bodies:
+    if not any(bodies) and not any(map(is_session, snippets)):
         raise Refused("no-snippet", "only comments")
+    same = repeated(bodies)
+    if same:
+        raise Refused("repeated-code", f"snippet {same[0] + 1} is snippet {same[1] + 1}")
+    unused = only_defined(bodies)
+    if unused:
+        raise Refused("never-called", ", ".join(unused))
 
 
-def run_snippets(snippets: Sequence[str], limits: SandboxLimits) -> None:
+def run_snippets(snippets: Sequence[str], limits: SandboxLimits) -> Trial:
     """Run snippets in order in one namespace. Raises Refused for the first that fails, with its traceback's last line."""
     trial = try_pieces(snippets, limits)
     number = f"snippet {trial.done + 1}"
@@ -200,3 +213,4 @@ def run_snippets(snippets: Sequence[str], limits: SandboxLimits) -> None:
         raise Refused(
             "wrong-output" if trial.error.startswith("DocTestFailure") else "snippet-fails", f"{number}: {trial.error}"
         )
+    return trial

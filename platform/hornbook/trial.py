@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,15 @@ class Trial:
         error: the last line of the first failed piece's traceback; empty where none failed.
         stopped: `timeout`, `output` or `killed` where the sandbox ended the code, `exited` where it ended itself; else empty.
         stub: what a function could return instead of working and pass the same asserts; empty where nothing of that sort.
+        printed: of `try_pieces`: of each piece that ended well, what each of its top-level statements printed; a doctest has
+            none of them. It does not count when trials are compared, for they are equal that end alike.
     """
 
     done: int
     error: str = ""
     stopped: str = ""
     stub: str = ""
+    printed: tuple[tuple[str, ...], ...] = field(default=(), compare=False)
 
 
 def try_pieces(pieces: Sequence[str], limits: SandboxLimits) -> Trial:
@@ -40,7 +44,7 @@ def try_pieces(pieces: Sequence[str], limits: SandboxLimits) -> Trial:
     Raises:
         SandboxError: nothing can be confined on this machine.
     """
-    return _try({"steps": list(pieces), "function": ""}, limits)
+    return _try({"steps": list(pieces), "function": "", "apart": True}, limits)
 
 
 def try_function(
@@ -56,20 +60,29 @@ def try_function(
     Raises:
         SandboxError: nothing can be confined on this machine.
     """
-    return _try(
-        {"steps": [code, *asserts], "function": function, "asserts": len(asserts), "stubs": list(stubs)}, limits
-    )
+    job = {"steps": [code, *asserts], "function": function, "asserts": len(asserts), "stubs": list(stubs)}
+    return _try(job | {"apart": False}, limits)
 
 
 def _try(job: dict[str, Any], limits: SandboxLimits) -> Trial:
     mark = secrets.token_hex(8)
     result = run_python(f"{_child_source()}\n\nmain({(job | {'mark': mark})!r})\n", limits)
-    said = _said(result, mark)
-    done = sum(1 for line in said if line.get("error") == "")
+    said: list[dict[str, Any]] = []
+    printed: list[tuple[str, ...]] = []
+    piece: list[str] = []
+    for text, line in _said(result, mark):
+        if "statement" in line:
+            piece.append(text)
+            continue
+        said.append(line)
+        if line.get("error") == "":
+            printed.append(tuple(piece))
+            piece = []
     error = next((str(line["error"]) for line in said if line.get("error")), "")
     stub = next((str(line["stub"]) for line in said if "stub" in line), "")
     expected = len(job["steps"]) + bool(job["function"])
-    return Trial(done, error, "" if error or len(said) == expected else _stopped(result), stub)
+    stopped = "" if error or len(said) == expected else _stopped(result)
+    return Trial(len(printed), error, stopped, stub, tuple(printed))
 
 
 def _stopped(result: SandboxResult) -> str:
@@ -78,9 +91,10 @@ def _stopped(result: SandboxResult) -> str:
     return result.outcome if result.outcome in ("timeout", "output", "killed") else "exited"
 
 
-def _said(result: SandboxResult, mark: str) -> list[dict[str, Any]]:
-    lines = [line.removeprefix(mark) for line in result.stdout.splitlines() if line.startswith(f"{mark} ")]
-    return [json.loads(line) for line in lines]
+def _said(result: SandboxResult, mark: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the marked lines, each with what was printed before it and after the one before."""
+    parts = re.split(rf"\n{mark} (.*)\n", result.stdout)
+    return [(text, json.loads(line)) for text, line in zip(parts[::2], parts[1::2], strict=False)]
 
 
 @cache

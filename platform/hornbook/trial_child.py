@@ -6,6 +6,7 @@ process, so that a second question about the same code costs no second start.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import sys
@@ -19,13 +20,14 @@ MAX_DETAIL = 300
 def main(job: dict[str, Any]) -> None:
     """Run a job's steps, then its stubs; one line `MARK JSON` on standard output after each. Stop at the first failure.
 
+    With `apart`, such a line also follows each top-level statement of a step, so that what it printed lies between two.
     A step is executed as it stands, or as a doctest if a line has a prompt. With `function`, the last `asserts` steps are then
     tried again with that function replaced by stubs; a stub that passes them all is named.
     """
     namespace: dict[str, Any] = {"__name__": "__main__"}
     steps = job["steps"]
     for number, step in enumerate(steps):
-        error = attempt(step, namespace)
+        error = attempt(step, namespace, job["mark"] if job["apart"] else "")
         say(job["mark"], {"step": number, "error": error})
         if error:
             return
@@ -34,16 +36,32 @@ def main(job: dict[str, Any]) -> None:
         say(job["mark"], {"stub": passing_stub(job["function"], asserts, job["stubs"], namespace)})
 
 
-def attempt(step: str, namespace: dict[str, Any]) -> str:
-    """Execute one piece of code; return the last line of its traceback, or an empty text."""
+def attempt(step: str, namespace: dict[str, Any], mark: str = "") -> str:
+    """Execute one piece of code; return the last line of its traceback, or an empty text.
+
+    With a mark, its top-level statements are executed one by one, and a line with the mark follows each.
+    """
     try:
         if any(line.lstrip().startswith(">>>") for line in step.splitlines()):
             return doctest(step, namespace)
-        exec(compile(step, "generated", "exec", dont_inherit=True), namespace)
+        whole = compile(step, "generated", "exec", dont_inherit=True)
+        if not mark:
+            exec(whole, namespace)
+            return ""
+        for number, statement in enumerate(apart(step)):
+            exec(compile(statement, "generated", "exec", dont_inherit=True), namespace)
+            say(mark, {"statement": number})
     except BaseException as error:
         lines = traceback.format_exception_only(error)[-1].strip().splitlines()
         return (lines[0] if lines else type(error).__name__)[:MAX_DETAIL]
     return ""
+
+
+def apart(step: str) -> list[ast.Module]:
+    """Return each top-level statement as a program of its own, which the piece's imports from `__future__` precede."""
+    body = ast.parse(step).body
+    future = [node for node in body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
+    return [ast.Module([*future, node], []) for node in body]
 
 
 def doctest(step: str, namespace: dict[str, Any]) -> str:

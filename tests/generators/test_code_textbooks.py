@@ -92,12 +92,17 @@ def test_a_main_block_runs_and_files_may_be_written() -> None:
         (section("# only a comment"), "no-snippet", "only comments"),
         (section("x = 1") + "\n```python\nx = 2", "unclosed-block", ""),
         ("```python\nx = 1\n```\nThat is one.", "no-prose", "3 words"),
+        (section("x = 1") + " It holds `one.", "unclosed-code", "`one."),
+        (section("def f(): pass", "x = 1", "def f(): pass  # better"), "repeated-code", "snippet 3 is snippet 1"),
+        (section("def f(): return g()", "def g():\n    g()"), "never-called", "f, g"),
+        (section("x = 1\nprint(x)  # Output: 2"), "wrong-output", "snippet 1: said '2', printed '1"),
+        (section("print(1)") + "\nOutput:\n\n```\n2\n```", "wrong-output", "snippet 1: said '2"),
         (section("x = (1"), "snippet-fails", "snippet 1: SyntaxError: line 1: '(' was never closed"),
         (section("x = 1", "return x"), "snippet-fails", "snippet 2: SyntaxError: 'return' outside function"),
         (section("x = 1", "print(y)"), "snippet-fails", "snippet 2: NameError: name 'y' is not defined"),
         (section("print(x)", "x = 1"), "snippet-fails", "snippet 1: NameError"),
         (section("name = input()"), "snippet-fails", "snippet 1: EOFError"),
-        (section("def f(x: Nothing): pass"), "snippet-fails", "name 'Nothing' is not defined"),
+        (section("def f(x: Nothing): pass\nf(1)"), "snippet-fails", "name 'Nothing' is not defined"),
         (section("import pandas"), "snippet-fails", "ModuleNotFoundError"),
         (section(">>> 1 + 1\n3"), "wrong-output", "snippet 1: DocTestFailure: 1 + 1 Expected: 3 Got: 2"),
         (section(">>> 1 / 0\n0"), "wrong-output", "ZeroDivisionError"),
@@ -112,6 +117,52 @@ def test_each_fault_has_its_reason(text: str, reason: str, detail: str) -> None:
         parse(text)
     assert caught.value.reason == reason, caught.value
     assert detail in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    "snippets",
+    [
+        ["words = iter('ab')", "next(words)", "next(words)"],  # the same words, with another result
+        ["def f(): return 1", "f()", ">>> f()\n1"],
+        [">>> def f():\n...     return 1\n>>> f()\n1"],
+        ["class A:\n    def f(self): return 1", "values = [A() for _ in range(2)]"],
+        ["def loud(f): return f", "@loud\ndef g(): pass"],
+        ["def f(): return 1", "def g(x=f()): pass"],
+        ["def f(): return 1", "class A:\n    x = f()"],
+        ["def main(): pass", "if __name__ == '__main__':\n    main()"],
+        ["def twice(x): return 2 * x", "print(list(map(lambda x: twice(x), [1])))"],
+        ["import unittest", "class T(unittest.TestCase):\n    def test(self): pass", "unittest.main(exit=False)"],
+    ],
+)
+def test_code_that_is_used_and_new_passes(snippets: list[str]) -> None:
+    assert parse(section(*snippets)).meta["snippets"] == len(snippets)
+
+
+@pytest.mark.parametrize(
+    "snippets",
+    [
+        ["class A:\n    def f(self): return A()", "class B(A): pass"],  # inherited from, and never made
+        ["def f(n): return f(n - 1)", "def f(n): return f(n - 2)", "f = 3"],
+        [">>> def f():\n...     return 1"],
+    ],
+)
+def test_definitions_that_nothing_uses_are_refused_without_a_run(snippets: list[str]) -> None:
+    with pytest.raises(Refused, match="never-called"):
+        parse(section(*snippets), run="none")
+
+
+@pytest.mark.parametrize(("end", "passes"), [("`a` and ``a`b``.", True), ("`a` and `b", False), ("a \\` alone", True)])
+def test_a_code_span_has_an_end(end: str, passes: bool) -> None:
+    text = f"{section('x = 1')} {end}"
+    if passes:
+        assert parse(text)
+    else:
+        with pytest.raises(Refused, match="unclosed-code"):
+            parse(text)
+
+
+def test_what_is_said_is_compared_only_with_a_run() -> None:
+    assert parse(section("print(1)  # Output: 2"), run="none")
 
 
 def test_snippets_need_not_run_but_must_be_python() -> None:

@@ -24,6 +24,14 @@ def test_what_the_code_prints_or_redirects_does_not_confuse_it() -> None:
     assert try_pieces(["class Odd(Exception):\n    def __str__(self):\n        raise self\nraise Odd"], LIMITS).error
 
 
+def test_what_each_statement_printed_is_kept_apart() -> None:
+    first = "from __future__ import annotations\ndef f(x: Nothing): return x\nprint(f(1))\nfor n in 'ab': print(n)"
+    trial = try_pieces([first, ">>> print(2)\n2", "print('no', end='')\nx = f(3)\nprint(x, end='\\n\\n')"], LIMITS)
+    assert trial.printed == (("", "", "1\n", "a\nb\n"), (), ("no", "", "3\n\n"))
+    assert try_pieces(["print(1)", "print(2)\n1 / 0", "print(3)"], LIMITS).printed == (("1\n",),)
+    assert "SyntaxError" in try_pieces(["print(1)\nreturn 1"], LIMITS).error
+
+
 def test_annotations_are_evaluated_as_in_any_program() -> None:
     assert "Nothing" in try_pieces(["def f(x: Nothing): pass"], LIMITS).error
 
