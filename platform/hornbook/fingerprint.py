@@ -64,12 +64,15 @@ def code_digest(module: str) -> str:
 
 
 def data_files(module_path: Path) -> list[Path]:
-    """Return the files beside a module that share its name: `stories.py` owns `stories.jinja` and `stories.words.txt`."""
+    """Return the files beside a module that are its own: `stories.py` owns `stories.jinja` and `stories.words.txt`.
+
+    A file of the bare name with another ending may be anything, as a user's recipe `riddles.yaml` beside `riddles.py`.
+    """
     stem = module_path.stem
     return sorted(
         path
-        for path in module_path.parent.iterdir()
-        if path.is_file() and path.suffix not in (".py", ".pyc", ".pyi") and path.name.split(".")[0] == stem
+        for path in module_path.parent.glob(f"{stem}.*")
+        if path.is_file() and (path.name == f"{stem}.jinja" or path.name.count(".") > 1)
     )
 
 
