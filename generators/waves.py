@@ -34,6 +34,9 @@ SIFTED_AT_ONCE = 4096
 """Rows sifted between two looks at progress and at whether the run was stopped."""
 SIFTERS = 3
 """Sifting processes that are tried for a wave before the stage fails."""
+SHOWN_REASONS = 4
+SHOWN_CHARACTERS = 160
+"""How many reasons, and how much of an example of each, an error tells."""
 MORE_THAN_NEEDED = 1.05
 """The last wave of `accepted` rows plans so much more than the acceptance until then asks for: a further wave costs more."""
 
@@ -69,7 +72,8 @@ def run_waves(stage: PromptedStage, context: StageContext) -> StageResult:
         waves.append(_wave_record(wave, sifted))
         if stage.learns:
             context.events.emit("wave", stage=context.stage, **waves[-1])
-            print(_wave_line(context.stage, waves[-1], sifted), file=sys.stderr, flush=True)
+            more = bool(_next_size(stage, len(waves), sifted.accepted, wave.units.stop, limit))
+            print(_wave_line(stage, waves[-1], sifted, more), file=sys.stderr, flush=True)
         planned = wave.units.stop
     wanted = stage.settings.accepted
     if wanted is not None and sifted.accepted < wanted:
@@ -266,14 +270,15 @@ def _worst_cells(figures: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
     return sorted(found, key=lambda entry: -entry[2])[:3]
 
 
-def _wave_line(stage: str, record: Mapping[str, Any], sifted: Sifted) -> str:
-    """Return what a person reads after a wave."""
+def _wave_line(stage: PromptedStage, record: Mapping[str, Any], sifted: Sifted, more: bool) -> str:
+    """Return what a person reads after a wave; `more` tells whether another will follow."""
     opener, share = (record["figures"].get("openers") or [["none", 0.0]])[0]
-    steered = len(sifted.decisions.get("steer", {}))
+    steered = len(sifted.decisions.get("steer", {})) if more else 0
     steers = f"; steering {steered} cell{'s' if steered != 1 else ''} of the next wave" if steered else ""
+    wanted = stage.settings.accepted
     return (
-        f"{stage}: wave {record['wave'] + 1}: {record['accepted']:,} of {record['planned']:,} rows accepted, "
-        f"commonest opener {share:.1%} ({opener!r}){steers}"
+        f"{stage.name}: wave {record['wave'] + 1}: {record['accepted']:,} of {record['planned']:,} rows accepted"
+        f"{f' ({sifted.accepted:,} of {wanted:,} in all)' if wanted else ''}, commonest opener {share:.1%} ({opener!r}){steers}"
     )
 
 
@@ -323,17 +328,29 @@ def _finish_reasons(counts: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _too_few(stage: PromptedStage, artifact: Artifact, accepted: int, planned: int) -> DataError:
-    reasons = sum_reasons(read_commits(artifact.store, artifact.folder))
-    common = ", ".join(f"{reason} {count:,}" for reason, count in Counter(reasons).most_common(4))
     settings = stage.settings
     outcome = f"{stage.name}: {accepted:,} of {settings.accepted:,} rows were accepted after {planned:,} planned ones"
-    look = "or ask for fewer, or mend what is rejected: `hornbook show` lists examples"
+    rejected = _rejected(artifact)
     if planned < settings.planned_rows * settings.samples:
         return DataError(
-            f"{outcome}: there are no more distinct prompts; rejected: {common or 'none'}",
-            f"{stage.too_many_rows}; {look}",
+            f"{outcome}: there are no more distinct prompts{rejected}",
+            f"{stage.too_many_rows}; or mend what is rejected",
         )
     return DataError(
-        f"{outcome}, the most that the settings allow; rejected: {common or 'none'}",
-        f"raise over_generation (or rows) and run again, it goes on from here; {look}",
+        f"{outcome}, the most that the settings allow{rejected}",
+        "raise over_generation (or rows) and run again, it goes on from here; or ask for fewer, or mend what is rejected",
     )
+
+
+def _rejected(artifact: Artifact) -> str:
+    """Return the commonest reasons of an unfinished artifact's rejects, an example of each, as lines of a message."""
+    parts = list(read_commits(artifact.store, artifact.folder))
+    common = dict(Counter(sum_reasons(parts)).most_common(SHOWN_REASONS))
+    examples: dict[str, str] = {}
+    for part in parts:
+        if set(part.reasons) & (set(common) - set(examples)):
+            for row in artifact.read(part, "rejects", columns=["reason", "detail", "text"]).to_pylist():
+                examples.setdefault(
+                    row["reason"], " ".join(f"{row['detail']} {row['text']}".split())[:SHOWN_CHARACTERS]
+                )
+    return "".join(f"\n  rejected: {reason} {count:,}, as {examples[reason]!r}" for reason, count in common.items())
