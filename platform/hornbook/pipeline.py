@@ -386,10 +386,11 @@ def _held(artifact: Artifact) -> Expected:
 
 
 def _summary(artifact: Artifact) -> str:
-    counts = artifact.manifest.counts
+    counts, reasons = artifact.manifest.counts, artifact.manifest.reasons
     parts = [f"{int(counts['rows']):,} rows"] if counts.get("planned") else [f"{len(artifact.manifest.files)} files"]
     if counts.get("rejected"):
-        parts.append(f"{int(counts['rejected']):,} rejected")
+        nothing = f" (most often {max(reasons, key=reasons.__getitem__)}; `hornbook show` has examples)"
+        parts.append(f"{int(counts['rejected']):,} rejected{'' if counts['rows'] else nothing}")
     if counts.get("reused"):
         parts.append(f"{int(counts['reused']):,} carried over")
     if counts.get("tokens"):
