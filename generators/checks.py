@@ -18,6 +18,7 @@ from pydantic import Field
 
 from generators.chatter import find_chatter, find_placeholder, find_self_talk, plain
 from generators.inflections import inflections
+from generators.sentences import SENTENCE_END
 from hornbook.near_duplicates import NearDuplicates, words_of
 from hornbook.settings import Settings
 
@@ -247,14 +248,12 @@ def _plain(text: str) -> str:
 
 # Repetition.
 
-_SENTENCE_END = re.compile(r"[.!?…。！？]+[\"'”’)»]*\s+|\n+|[。！？]")
-
 
 def find_repetition(text: str, words: Sequence[bytes], settings: CheckSettings) -> str:
     """Return what a text repeats, or an empty text: a loop at its end, sentences or lines, or sequences of words."""
     if loop := _loop_at_end(words, settings.loop_words):
         return f"ends in a loop: {_shown(loop)}"
-    sentences = [tuple(found) for part in _SENTENCE_END.split(text) if len(found := _without_rules(part)) >= MIN_WORDS]
+    sentences = [tuple(found) for part in SENTENCE_END.split(text) if len(found := _without_rules(part)) >= MIN_WORDS]
     if len(set(sentences)) < len(sentences):
         counts = Counter(sentences)
         for sentence, times in counts.items():

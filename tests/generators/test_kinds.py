@@ -12,8 +12,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from generators.overlap import content_words
-from generators.prompted import Parsed, Prompt, Refused, to_last_sentence
+from generators.prompted import Parsed, Prompt, Refused
 from generators.questions import MIN_ANSWER_WORDS, Questions, QuestionSettings
+from generators.sentences import to_last_sentence
 from generators.stories import Stories, StorySettings
 from generators.textbooks import Textbooks, TextbookSettings
 from hornbook.chat import chat_of
@@ -224,11 +225,33 @@ def test_any_answer_is_parsed_or_refused(text: str) -> None:
 def test_the_last_sentence_is_whole(text: str) -> None:
     cut = to_last_sentence(text)
     assert text.startswith(cut)
-    assert (cut == "") == (not set(text) & set(".!?"))
     if cut:
         assert cut.rstrip("\"')”")[-1] in ".!?"
-        assert not set(text[len(cut) :]) & set(".!?")
+    left = text[len(cut) :] + " "
+    assert not any(mark + after in left for mark in ".!?" for after in " \n\"')”")
     assert to_last_sentence(cut) == cut
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("Bees fly. They were seen by Dr. Smith of", "Bees fly."),
+        ("Bees fly. They were seen by Dr.", "Bees fly."),
+        ("Plants need light, e.g. the sun", ""),
+        ("It shines (as in St. Ives). It is vs. i.e. that", "It shines (as in St. Ives)."),
+        ("Two things matter.\n1. Light is one.\n2.", "Two things matter.\n1. Light is one."),
+        ("Two things matter.\n\n**1.** Light and", "Two things matter."),
+        ("It was in 1903. The Flyer", "It was in 1903."),
+        ("A load is heavy. It has 3.5 tons and", "A load is heavy."),
+        ("See example.org for more", ""),
+        ("Is it?! Then", "Is it?!"),
+        ('She said "go." Then she', 'She said "go."'),
+        ("**A lever.** It is", "**A lever.**"),
+        ("Call self._name and", ""),
+    ],
+)
+def test_abbreviations_list_marks_and_numbers_end_no_sentence(text: str, whole: str) -> None:
+    assert to_last_sentence(text) == whole
 
 
 @pytest.mark.parametrize(
