@@ -18,6 +18,7 @@ from generators.checks import check_language, check_refusal
 from generators.documents import DocumentPromptSettings, DocumentStage, SourcedPrompt, extract
 from generators.overlap import drawn_share, words
 from generators.prompted import Ask, Messages, Parsed, Prompt, Refused
+from generators.sentences import unquoted
 from hornbook.chat import Message, chat_meta, plain_text
 from hornbook.errors import RecipeError
 from hornbook.plan import Combinations, derive_seed
@@ -302,9 +303,10 @@ def one_turn(text: str, role: str) -> str:
     Raises:
         Refused: `unparsable` (nothing is left, or an announcement), or `no-question` (a user's turn that asks nothing).
     """
-    said = " ".join(TURN_LABEL.sub("", text.strip()).split("\n\n")[0].split()).strip(' *_#"')
+    said = " ".join(TURN_LABEL.sub("", text.strip()).split("\n\n")[0].split()).strip(" *_#")
+    said = unquoted(said).strip(" *_#")
     if not said or said.endswith(":"):  # "The answer is:", and what it is stands elsewhere
         raise Refused("unparsable", text[:200])
-    if role == "user" and not said.endswith("?"):
+    if role == "user" and not (said.rstrip('"') if said.count('"') % 2 == 0 else said).endswith("?"):
         raise Refused("no-question", said[:200])
     return said

@@ -11,6 +11,7 @@ from generators.checks import check_refusal
 from generators.documents import DocumentPromptSettings, DocumentStage, SourcedPrompt, extract
 from generators.overlap import content_words, new_numbers
 from generators.prompted import Parsed, Prompt, Refused
+from generators.sentences import unquoted
 from hornbook.chat import Message, chat_meta, plain_text
 
 ASKS = (
@@ -129,7 +130,4 @@ def _says_more(answer: str, question: str) -> bool:
 
 def _clean(text: str) -> str:
     """Take away Markdown marks and the quotation marks around the whole."""
-    text = MARKS.sub("", text)
-    if text[:1] in ('"', "'") and text.endswith(text[0]) and text.count(text[0]) == 2:
-        text = text[1:-1]
-    return text.strip()
+    return unquoted(MARKS.sub("", text)).strip()

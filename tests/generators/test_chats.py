@@ -13,7 +13,7 @@ from document_inputs import corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from generators.chats import EXAMPLES, Chats, ChatSettings, turns
+from generators.chats import EXAMPLES, Chats, ChatSettings, one_turn, turns
 from generators.documents import SourcedPrompt
 from generators.prompted import Parsed, Refused
 from hornbook.chat import chat_of
@@ -87,6 +87,23 @@ def test_others_are_refused_with_a_reason() -> None:
             [lines[0], "Assistant: Rockets fly to planets.", lines[2], "Assistant: Astronauts explore them slowly."]
         )
     ) == ("off-document")
+
+
+@pytest.mark.parametrize(
+    ("reply", "turn"),
+    [
+        ('"Why do bees fly?"', "Why do bees fly?"),
+        ("**User:** “Why do bees fly?”", "Why do bees fly?"),
+        ('What is "pollen?"', 'What is "pollen?"'),
+        ('*"Pollen" or "nectar?"*', '"Pollen" or "nectar?"'),
+        ('Why "pollen?" Is it so?', 'Why "pollen?" Is it so?'),
+    ],
+)
+def test_quotation_marks_are_taken_away_around_a_whole_turn_alone(reply: str, turn: str) -> None:
+    assert one_turn(reply, "user") == turn
+    assert one_turn('They are the "Zeno paradoxes."', "assistant") == 'They are the "Zeno paradoxes."'
+    with pytest.raises(Refused, match="no-question"):
+        one_turn('Why do bees fly?"', "user")
 
 
 @settings(deadline=None)
