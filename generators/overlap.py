@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from generators.inflections import inflections
+from generators.sentences import sentences
 
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -51,6 +52,16 @@ def copies_run(text: str, source: str, length: int) -> str:
     """Return a run of `length` words that stands in both texts, or an empty text."""
     common = ngrams(text, length) & ngrams(source, length)
     return " ".join(min(common)) if common else ""
+
+
+def copied_sentence(text: str, request: str, source: str, least_words: int) -> str:
+    """Return a sentence of a request, of so many words or more, that a text holds verbatim and the source does not.
+
+    Case and white space may differ. Empty without one.
+    """
+    said, known = _folded(text), _folded(source)
+    asked = (_folded(sentence) for sentence in sentences(request))
+    return next((one for one in asked if len(one.split()) >= least_words and one in said and one not in known), "")
 
 
 def content_words(text: str) -> list[str]:
@@ -102,6 +113,10 @@ def is_about(text: str, subject: str) -> bool:
     """Tell whether a text holds a word that begins as any content word of its subject does; True where that has none."""
     asked = {word[:CONTENT_LETTERS] for word in content_words(subject)}
     return not asked or not asked.isdisjoint(word[:CONTENT_LETTERS] for word in words(text))
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def _numbers(text: str) -> Iterator[str]:

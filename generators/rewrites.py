@@ -140,6 +140,7 @@ class Rewrites(DocumentStage):
     kind: ClassVar[str] = "rewrites"
     expected_tokens: ClassVar[int] = 160
     cells: ClassVar[tuple[str, ...]] = ("form",)
+    request_words: ClassVar[int] = 5  # of "Rewrite this text as notes."
     Settings = RewriteSettings
     settings: RewriteSettings
 

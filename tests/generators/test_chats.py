@@ -106,6 +106,15 @@ def test_quotation_marks_are_taken_away_around_a_whole_turn_alone(reply: str, tu
         one_turn('Why do bees fly?"', "user")
 
 
+def test_a_chat_that_holds_its_own_request_is_refused(tmp_path: Path) -> None:
+    made = stage()
+    made.open({"documents": [corpus(tmp_path, [TEXT])]})
+    prompt = made.prompt(0)
+    made.check_text(prompt, CONVERSATION)
+    with pytest.raises(Refused, match="copies-prompt"):
+        made.check_text(prompt, f"{CONVERSATION} {prompt.messages[-1]['content'].removeprefix(TEXT)}")
+
+
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["User: ", "Assistant: ", "Why?", "So. ", "\n", "*", ":"]), max_size=14).map("".join))
 def test_any_answer_is_turns_or_refused(text: str) -> None:

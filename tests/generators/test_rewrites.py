@@ -11,7 +11,7 @@ import pytest
 from document_inputs import corpus
 
 from generators.prompted import Refused
-from generators.rewrites import EXAMPLES, REWRITTEN, Rewrites, RewriteSettings, shaped
+from generators.rewrites import ASKS, EXAMPLES, REWRITTEN, Rewrites, RewriteSettings, shaped
 from hornbook.engines.interface import Reply
 from hornbook.errors import RecipeError
 
@@ -74,6 +74,23 @@ def test_the_examples_are_what_is_asked_for(tmp_path: Path) -> None:
 )
 def test_other_rewrites_are_refused(tmp_path: Path, form: str, text: str, reason: str) -> None:
     assert outcome(stage(tmp_path, per_document=4), form, text) == reason
+
+
+@pytest.mark.parametrize("form", ["prose", "list", "notes", "questions"])
+def test_a_rewrite_that_holds_its_own_request_is_refused(tmp_path: Path, form: Any) -> None:
+    made = stage(tmp_path, forms=[form])
+    prompt = made.prompt(0)
+    for sentence in ASKS[form].split(". "):
+        copied = f"{REWRITTEN[form][0]}\n{sentence.upper().rstrip('.').replace(' ', '  ')}: and"
+        with pytest.raises(Refused, match="copies-prompt"):
+            made.check_text(prompt, copied)
+    made.check_text(prompt, REWRITTEN[form][0])
+
+
+def test_a_request_that_the_document_itself_holds_is_no_copy(tmp_path: Path) -> None:
+    text = f"  {EXAMPLE}\n\n{ASKS['prose']}\n"
+    made = stage(tmp_path, [text], forms=["prose"])
+    made.check_text(made.prompt(0), f"{REWRITTEN['prose'][0]} {ASKS['prose']}")
 
 
 def test_a_form_is_read_in_its_variants() -> None:
