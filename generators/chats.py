@@ -16,7 +16,7 @@ from pydantic import Field
 
 from generators.checks import check_language, check_refusal
 from generators.documents import DocumentPromptSettings, DocumentStage, SourcedPrompt, extract
-from generators.overlap import drawn_share, words
+from generators.overlap import alike, drawn_share, repeated_sentence, words
 from generators.prompted import Ask, Messages, Parsed, Prompt, Refused
 from generators.sentences import unquoted
 from hornbook.chat import Message, chat_meta, plain_text
@@ -96,7 +96,7 @@ LABEL = re.compile(r"^[\s*_#>-]*(?P<role>user|assistant)[\s\d*_]*:[\s*_]*", re.I
 TURN_LABEL = re.compile(r"^[\W_]*(?:user|assistant|question|answer)[\s\d*_]*:[\s*_]*", re.IGNORECASE)
 ROLES = ("user", "assistant")
 LEAST_ROUNDS = 2
-SAME_WORDS = 0.8
+SENTENCE_WORDS = 4
 
 
 class ChatSettings(DocumentPromptSettings):
@@ -205,19 +205,21 @@ class Chats(DocumentStage):
         return self._conversation(prompt, messages)
 
     def _check_turn(self, messages: Sequence[Message]) -> None:
-        """Refuse the last turn if an earlier one or an example said it, or if it is an answer that declines or is too short."""
+        """Refuse the last turn if an earlier one or an example said it, or if it is an answer that declines, is too short or has
+        a sentence of an earlier answer."""
         *earlier, last = messages
-        own = frozenset(words(last["content"]))
-        if own in EXAMPLE_TURNS:
+        if frozenset(words(last["content"])) in EXAMPLE_TURNS:
             raise Refused("copies-example", last["content"][:200])
         for message in earlier:
-            other = frozenset(words(message["content"]))
-            if len(own & other) > SAME_WORDS * len(own | other):
+            if alike(last["content"], message["content"]):
                 raise Refused("repeated-turn", last["content"][:200])
         if last["role"] == "assistant":
             check_refusal(last["content"], self.settings.checks)
             if len(last["content"].split()) < self.settings.least_words:
                 raise Refused("short-answer", last["content"][:200])
+            answers = "\n".join(message["content"] for message in earlier if message["role"] == "assistant")
+            if again := repeated_sentence(last["content"], answers, SENTENCE_WORDS):
+                raise Refused("repeated-turn", again[:200])
 
     def _conversation(self, prompt: Prompt, messages: Sequence[Message]) -> Parsed:
         if len(messages) < 2 * LEAST_ROUNDS:

@@ -27,6 +27,7 @@ text than that their them then there therefore these they thing things this thos
 until upon used user uses using very want wants well were what when where whether which while whom whose will with within
 without would your yours yourself
 """
+SAME_WORDS = 0.8
 COMMON = frozenset(_COMMON.split())
 """Words that say nothing of what a text is about."""
 
@@ -34,6 +35,19 @@ COMMON = frozenset(_COMMON.split())
 def words(text: str) -> list[str]:
     """Return the words of a text, case folded, in order."""
     return [found.casefold().replace("’", "'") for found in WORD.findall(text)]
+
+
+def alike(text: str, other: str) -> bool:
+    """Tell whether two texts have over SAME_WORDS of their words in common (Jaccard index), in any order."""
+    own, others = set(words(text)), set(words(other))
+    return len(own & others) > SAME_WORDS * len(own | others)
+
+
+def repeated_sentence(text: str, earlier: str, least_words: int) -> str:
+    """Return a sentence of a text, of so many words or more, that is alike to one of the earlier text; empty without one."""
+    said = sentences(earlier)
+    own = (sentence for sentence in sentences(text) if len(words(sentence)) >= least_words)
+    return next((sentence for sentence in own if any(alike(sentence, other) for other in said)), "")
 
 
 def ngrams(text: str, length: int) -> set[tuple[str, ...]]:

@@ -106,6 +106,19 @@ def test_quotation_marks_are_taken_away_around_a_whole_turn_alone(reply: str, tu
         one_turn('Why do bees fly?"', "user")
 
 
+def test_an_answer_that_says_a_sentence_of_an_earlier_one_again_is_refused() -> None:
+    lines = CONVERSATION.split("\n")
+    again = "Assistant: Pollen sticks to legs. Bees drink the nectar of all flowers!"
+    assert reason("\n".join([*lines[:3], again])) == "repeated-turn"
+    two = stage().parse(SourcedPrompt((), {"rounds": 2}, quoted=TEXT), CONVERSATION)
+    assert stage().parse(PROMPT, "\n".join([*lines[:5], again])).meta == two.meta, "two good rounds are kept"
+    short = [lines[1] + " Yes, they do.", lines[3] + " Yes, they do."]
+    assert len(stage().parse(PROMPT, "\n".join([lines[0], short[0], lines[2], short[1]])).meta["chat"]) == 4
+    asked = "User: What do you say: how does the pollen stick to legs, fall off and come to the next flower?"
+    told = "Assistant: It sticks to a bee's legs while the bee drinks. Why do bees visit flowers, it may ask?"
+    assert len(stage().parse(PROMPT, "\n".join([lines[0], lines[1], asked, told])).meta["chat"]) == 4
+
+
 def test_a_chat_that_holds_its_own_request_is_refused(tmp_path: Path) -> None:
     made = stage()
     made.open({"documents": [corpus(tmp_path, [TEXT])]})
