@@ -16,7 +16,7 @@ from pydantic import Field
 
 from generators.checks import check_language, check_refusal
 from generators.documents import DocumentPromptSettings, DocumentStage, SourcedPrompt, extract
-from generators.overlap import alike, drawn_share, repeated_sentence, words
+from generators.overlap import alike, drawn_share, repeated_sentence, speaks_of_text, words
 from generators.prompted import Ask, Messages, Parsed, Prompt, Refused
 from generators.sentences import unquoted
 from hornbook.chat import Message, chat_meta, plain_text
@@ -177,7 +177,7 @@ class Chats(DocumentStage):
         messages: list[Message] = []
         for turn in turns(text)[: 2 * prompt.seeds["rounds"]]:
             try:
-                self._check_turn([*messages, turn])
+                self._check_turn(prompt, [*messages, turn])
             except Refused as refused:
                 messages = whole_rounds(messages, refused)
                 break
@@ -197,22 +197,24 @@ class Chats(DocumentStage):
                 said = self.accept(replace(prompt, seeds={**prompt.seeds, "turn": role}), reply).text
                 self.check_text(prompt, said)  # a turn that loops is not worth the calls after it
                 turn = Message(role=role, content=said)
-                self._check_turn([*messages, turn])
+                self._check_turn(prompt, [*messages, turn])
             except Refused as refused:
                 messages = whole_rounds(messages, refused)
                 break
             messages.append(turn)
         return self._conversation(prompt, messages)
 
-    def _check_turn(self, messages: Sequence[Message]) -> None:
-        """Refuse the last turn if an earlier one or an example said it, or if it is an answer that declines, is too short or has
-        a sentence of an earlier answer."""
+    def _check_turn(self, prompt: Prompt, messages: Sequence[Message]) -> None:
+        """Refuse the last turn if an earlier one or an example said it, or it speaks of the document as a text; and an answer
+        that declines, is too short or has a sentence of an earlier answer."""
         *earlier, last = messages
         if frozenset(words(last["content"])) in EXAMPLE_TURNS:
             raise Refused("copies-example", last["content"][:200])
         for message in earlier:
             if alike(last["content"], message["content"]):
                 raise Refused("repeated-turn", last["content"][:200])
+        if said := speaks_of_text(last["content"], self.quoted(prompt)):
+            raise Refused("speaks-of-text", said)
         if last["role"] == "assistant":
             check_refusal(last["content"], self.settings.checks)
             if len(last["content"].split()) < self.settings.least_words:

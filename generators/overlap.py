@@ -15,6 +15,21 @@ WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 LIST_MARK = re.compile(r"^\s*(?:[-*•]|\(?\d{1,2}[.):])\s+", re.MULTILINE)
 NAME = re.compile(r"(?<![^\s(\"'“‘])[A-Z][\w'’-]*[\w]")
+TEXTS = {
+    "text": "texts",
+    "passage": "passages",
+    "essay": "essays",
+    "article": "articles",
+    "paragraph": "paragraphs",
+    "story": "stories",
+    "excerpt": "excerpts",
+    "document": "documents",
+}
+TEXT_SPOKEN_OF = re.compile(
+    rf"\b(?:(?:this|that|the)\s+(?P<one>{'|'.join(TEXTS)})|these\s+(?P<many>{'|'.join(TEXTS.values())}))\b"
+    r"(?!(?<=the story)\s+(?:of|about)\b)",
+    re.IGNORECASE,
+)
 STEM_LETTERS = 5
 """Two words count as one when they begin with the same so many letters: float, floats, floating."""
 CONTENT_LETTERS = 4
@@ -76,6 +91,17 @@ def copied_sentence(text: str, request: str, source: str, least_words: int) -> s
     said, known = _folded(text), _folded(source)
     asked = (_folded(sentence) for sentence in sentences(request))
     return next((one for one in asked if len(one.split()) >= least_words and one in said and one not in known), "")
+
+
+def speaks_of_text(text: str, source: str) -> str:
+    """Return the words with which a text speaks of another that its reader never sees; empty without any. English only.
+
+    `the story of` and `the story about` may be any story; where the source itself has the noun, it may speak of one, too.
+    """
+    known = {word.removesuffix("'s") for word in words(source)}
+    held = {form for noun_forms in TEXTS.items() if not known.isdisjoint(noun_forms) for form in noun_forms}
+    found = TEXT_SPOKEN_OF.finditer(text)
+    return next((one[0] for one in found if (one["one"] or one["many"]).casefold() not in held), "")
 
 
 def content_words(text: str) -> list[str]:

@@ -119,6 +119,16 @@ def test_an_answer_that_says_a_sentence_of_an_earlier_one_again_is_refused() -> 
     assert len(stage().parse(PROMPT, "\n".join([lines[0], lines[1], asked, told])).meta["chat"]) == 4
 
 
+def test_a_turn_that_speaks_of_the_text_is_refused() -> None:
+    lines = CONVERSATION.split("\n")
+    assert reason("\n".join(["User: What is this passage about?", *lines[1:]])) == "speaks-of-text"
+    told = "Assistant: The text is attempting to explain that plants would have no fruit."
+    assert reason("\n".join([*lines[:3], told])) == "speaks-of-text"
+    assert len(stage().parse(PROMPT, "\n".join([*lines[:5], told])).meta["chat"]) == 4, "two good rounds are kept"
+    of_texts = SourcedPrompt((), {"rounds": 2}, quoted=f"{TEXT} A text about bees says so.")
+    assert len(stage().parse(of_texts, "\n".join([*lines[:3], told])).meta["chat"]) == 4
+
+
 def test_a_chat_that_holds_its_own_request_is_refused(tmp_path: Path) -> None:
     made = stage()
     made.open({"documents": [corpus(tmp_path, [TEXT])]})
