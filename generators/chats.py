@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from generators.checks import check_language, check_refusal
+from generators.checks import check_answer, check_language
 from generators.documents import DocumentPromptSettings, DocumentStage, SourcedPrompt, extract
 from generators.overlap import alike, drawn_share, repeated_sentence, speaks_of_text, words
 from generators.prompted import Ask, Messages, Parsed, Prompt, Refused
@@ -206,7 +206,7 @@ class Chats(DocumentStage):
 
     def _check_turn(self, prompt: Prompt, messages: Sequence[Message]) -> None:
         """Refuse the last turn if an earlier one or an example said it, or it speaks of the document as a text; and an answer
-        that declines, is too short or has a sentence of an earlier answer."""
+        that declines, chats, is too short or has a sentence of an earlier answer."""
         *earlier, last = messages
         if frozenset(words(last["content"])) in EXAMPLE_TURNS:
             raise Refused("copies-example", last["content"][:200])
@@ -216,7 +216,7 @@ class Chats(DocumentStage):
         if said := speaks_of_text(last["content"], self.quoted(prompt)):
             raise Refused("speaks-of-text", said)
         if last["role"] == "assistant":
-            check_refusal(last["content"], self.settings.checks)
+            check_answer(last["content"], self.settings.checks)
             if len(last["content"].split()) < self.settings.least_words:
                 raise Refused("short-answer", last["content"][:200])
             answers = "\n".join(message["content"] for message in earlier if message["role"] == "assistant")

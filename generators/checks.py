@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import Field
 
-from generators.chatter import find_chatter, find_placeholder, find_self_talk, plain
+from generators.chatter import find_answer_chatter, find_chatter, find_placeholder, find_self_talk, plain
 from generators.inflections import inflections
 from generators.sentences import SENTENCE_END
 from hornbook.near_duplicates import NearDuplicates, words_of
@@ -112,6 +112,13 @@ def check_refusal(text: str, settings: CheckSettings) -> None:
     """Pass a text, or raise Refused with the reason `refusal`: the cheapest of the checks, for whole replies as for parts."""
     if settings.refusal and (refusal := find_refusal(text)):
         raise Refused("refusal", refusal)
+
+
+def check_answer(answer: str, settings: CheckSettings) -> None:
+    """Pass an answer of a chat, or raise Refused with the reason `refusal` or, of what it begins with, `chatter`."""
+    check_refusal(answer, settings)
+    if settings.chatter and (chatter := find_answer_chatter(plain(answer))):
+        raise Refused("chatter", chatter)
 
 
 def check_chatter(text: str) -> None:

@@ -126,6 +126,13 @@ def new_numbers(text: str, source: str) -> list[str]:
     return [number for number in _numbers(LIST_MARK.sub("", text)) if number not in known]
 
 
+def repeats_question(answer: str, question: str) -> bool:
+    """Tell whether an answer begins with its question, or has no number and no content word that the question lacks."""
+    if answer.casefold().startswith(question.rstrip("?").casefold()):
+        return True
+    return set(content_words(answer)) <= set(content_words(question)) and not new_numbers(answer, question)
+
+
 def new_names(text: str, source: str) -> list[str]:
     """Return capitalised words inside a text's sentences that the source does not hold in any case.
 

@@ -82,6 +82,7 @@ def test_others_are_refused_with_a_reason() -> None:
     assert reason(EXAMPLE) == "copies-example"
     assert reason("\n".join([*lines[:2], *lines[:2]])) == "repeated-turn"
     assert reason("\n".join([*lines[:3], "Assistant: Pollen."])) == "short-answer"
+    assert reason("\n".join([*lines[:3], "Assistant: You're right, pollen sticks to a bee's legs."])) == "chatter"
     assert reason(
         "\n".join(
             [lines[0], "Assistant: Rockets fly to planets.", lines[2], "Assistant: Astronauts explore them slowly."]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from generators.documents import SourcedPrompt
 from generators.overlap import content_words
 from generators.prompted import Parsed, Prompt, Refused
 from generators.questions import MIN_ANSWER_WORDS, Questions, QuestionSettings
@@ -33,8 +34,11 @@ def textbooks(seed: int = 0, **values: Any) -> Textbooks:
     return Textbooks("textbooks", TextbookSettings(**{"rows": 100, "engine": ECHO, **values}), seed)
 
 
-def questions() -> Questions:
-    return Questions("questions", QuestionSettings(engine=ECHO), 0)
+ICE = SourcedPrompt((), {}, quoted="Ice floats because it is lighter than water, and trees grow.")
+
+
+def questions(**values: Any) -> Questions:
+    return Questions("questions", QuestionSettings(**{"engine": ECHO, **values}), 0)
 
 
 # --- plans --------------------------------------------------------------------------------------------------------------
@@ -180,7 +184,7 @@ def test_a_well_formed_pair_comes_through_whole(question: str, answer: str, layo
     assume(set(content_words(answer)) - set(content_words(question)))
     assume(not answer.casefold().startswith(question.rstrip("?").casefold()))
     stage = questions()
-    parsed = stage.parse(None, layout.format(q=question, a=answer))  # type: ignore[arg-type]
+    parsed = stage.parse(ICE, layout.format(q=question, a=answer))
     user, assistant = chat_of(json.dumps(parsed.meta))
     assert (user["role"], assistant["role"]) == ("user", "assistant")
     assert user["content"] == question
@@ -197,20 +201,33 @@ def test_a_well_formed_pair_comes_through_whole(question: str, answer: str, layo
         ("Question: Why does ice float?\nAnswer: It is lighter.", "short-answer"),
         ("Question: Why does ice float?\nAnswer: Question: Why?", "short-answer"),
         ("Question: Why does the ice float?\nAnswer: The ice floats because it is floating.", "repeats-question"),
+        ("Question: Why does ice float?\nAnswer: Why does ice float, and how?", "repeats-question"),
+        ("Question: Why does ice float?\nAnswer: Do you mean that it is lighter?", "no-answer"),
+        ("Question: Why does ice float?\nAnswer: Great question! It is lighter than water.", "chatter"),
+        ("Question: Why does ice float?\nAnswer: The text says that it is lighter.", "speaks-of-text"),
+        ("Question: Why does this story tell of ice?\nAnswer: Because it is lighter than water.", "speaks-of-text"),
+        ("Question: Who flew to Paris first?\nAnswer: Two brothers from Holland, in a plane.", "off-document"),
     ],
 )
 def test_other_answers_are_refused_with_a_reason(text: str, reason: str) -> None:
     assert MIN_ANSWER_WORDS == 4
     with pytest.raises(Refused) as caught:
-        questions().parse(None, text)  # type: ignore[arg-type]
+        questions().parse(ICE, text)
     assert caught.value.reason == reason
+
+
+def test_how_much_of_a_pair_is_its_documents_can_be_set() -> None:
+    text = "Question: What floats?\nAnswer: Ice, boats, barrels, bottles, timber and wooden rafts."
+    assert questions(least_drawn=0.1).parse(ICE, text)
+    with pytest.raises(Refused, match="off-document"):
+        questions().parse(ICE, text)
 
 
 @settings(deadline=None)
 @given(st.text())
 def test_any_answer_is_parsed_or_refused(text: str) -> None:
     try:
-        parsed = questions().parse(None, text)  # type: ignore[arg-type]
+        parsed = questions().parse(ICE, text)
     except Refused:
         return
     assert isinstance(parsed, Parsed)
@@ -281,7 +298,7 @@ def test_what_becomes_of_a_cut_reply(truncated: str, reply: Reply, outcome: Pars
 
 def test_an_answer_that_only_repeats_the_question_is_refused() -> None:
     with pytest.raises(Refused) as caught:
-        questions().parse(None, "Question: Why does ice float on water?\nAnswer: Why does ice float on water?")  # type: ignore[arg-type]
+        questions().parse(ICE, "Question: Why does ice float on water?\nAnswer: Why does ice float on water?")
     assert caught.value.reason == "repeats-question"
 
 
