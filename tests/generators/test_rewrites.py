@@ -65,6 +65,26 @@ def test_the_examples_are_what_is_asked_for(tmp_path: Path) -> None:
         ("prose", "- Bees drink nectar.\n- Pollen sticks.\n- Seeds are made.", "wrong-form"),
         ("list", "- Bees drink nectar.\n- Pollen sticks to legs.\n- Bees drink nectar.", "repeated-lines"),
         ("questions", "Q: Why?\nA: For nectar.\nQ: Why?\nA: For pollen.", "repeated-lines"),
+        (
+            "list",
+            "- A bee drinks the nectar.\n- Pollen sticks to legs.\n- The nectar a bee drinks.\n- Seeds are made then.",
+            "repeated-lines",
+        ),
+        (
+            "questions",
+            "Q: Why do bees come?\nA: For nectar in the flowers.\nQ: What is there?\nA: In the flowers, for nectar!",
+            "repeated-lines",
+        ),
+        (
+            "questions",
+            "Q: Do bees drink nectar?\nA: It does.\nQ: What sticks to their legs?\nA: Yellow pollen sticks to them.",
+            "repeats-question",
+        ),
+        (
+            "questions",
+            "Q: What sticks to their legs?\nA: Yellow pollen.\nQ: Why do bees drink?\nA: Why do bees drink nectar from flowers.",
+            "repeats-question",
+        ),
         ("prose", "Bees drink nectar from flowers.", "too-short"),
         ("prose", EXAMPLE, "copies-source"),
         ("prose", "Rockets fly to distant planets with astronauts who explore craters. " * 2, "off-source"),
@@ -95,6 +115,7 @@ def test_a_request_that_the_document_itself_holds_is_no_copy(tmp_path: Path) -> 
 
 def test_a_form_is_read_in_its_variants() -> None:
     assert shaped("list", "- a b c\n- d e f\n- g h i\n- d e f\n- a b c") == "- a b c\n- d e f\n- g h i"
+    assert shaped("list", "- a b c d e\n- f g h\n- i j k\n- e d c b a!\n- l m n") == "- a b c d e\n- f g h\n- i j k"
     assert shaped(
         "list", "Here is the list:\n* one small thing\n2. another of them\n3) a third one\n- Summary:\n\nThat is all."
     ).split("\n") == [
