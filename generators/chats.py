@@ -14,10 +14,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from generators.checks import check_language, check_refusal
+from generators.checks import check_answer, check_language
 from generators.documents import DocumentPromptSettings, DocumentStage, SourcedPrompt, extract
-from generators.overlap import drawn_share, words
+from generators.overlap import alike, drawn_share, repeated_sentence, speaks_of_text, words
 from generators.prompted import Ask, Messages, Parsed, Prompt, Refused
+from generators.sentences import unquoted
 from hornbook.chat import Message, chat_meta, plain_text
 from hornbook.errors import RecipeError
 from hornbook.plan import Combinations, derive_seed
@@ -95,7 +96,7 @@ LABEL = re.compile(r"^[\s*_#>-]*(?P<role>user|assistant)[\s\d*_]*:[\s*_]*", re.I
 TURN_LABEL = re.compile(r"^[\W_]*(?:user|assistant|question|answer)[\s\d*_]*:[\s*_]*", re.IGNORECASE)
 ROLES = ("user", "assistant")
 LEAST_ROUNDS = 2
-SAME_WORDS = 0.8
+SENTENCE_WORDS = 4
 
 
 class ChatSettings(DocumentPromptSettings):
@@ -176,7 +177,7 @@ class Chats(DocumentStage):
         messages: list[Message] = []
         for turn in turns(text)[: 2 * prompt.seeds["rounds"]]:
             try:
-                self._check_turn([*messages, turn])
+                self._check_turn(prompt, [*messages, turn])
             except Refused as refused:
                 messages = whole_rounds(messages, refused)
                 break
@@ -196,27 +197,31 @@ class Chats(DocumentStage):
                 said = self.accept(replace(prompt, seeds={**prompt.seeds, "turn": role}), reply).text
                 self.check_text(prompt, said)  # a turn that loops is not worth the calls after it
                 turn = Message(role=role, content=said)
-                self._check_turn([*messages, turn])
+                self._check_turn(prompt, [*messages, turn])
             except Refused as refused:
                 messages = whole_rounds(messages, refused)
                 break
             messages.append(turn)
         return self._conversation(prompt, messages)
 
-    def _check_turn(self, messages: Sequence[Message]) -> None:
-        """Refuse the last turn if an earlier one or an example said it, or if it is an answer that declines or is too short."""
+    def _check_turn(self, prompt: Prompt, messages: Sequence[Message]) -> None:
+        """Refuse the last turn if an earlier one or an example said it, or it speaks of the document as a text; and an answer
+        that declines, chats, is too short or has a sentence of an earlier answer."""
         *earlier, last = messages
-        own = frozenset(words(last["content"]))
-        if own in EXAMPLE_TURNS:
+        if frozenset(words(last["content"])) in EXAMPLE_TURNS:
             raise Refused("copies-example", last["content"][:200])
         for message in earlier:
-            other = frozenset(words(message["content"]))
-            if len(own & other) > SAME_WORDS * len(own | other):
+            if alike(last["content"], message["content"]):
                 raise Refused("repeated-turn", last["content"][:200])
+        if said := speaks_of_text(last["content"], self.quoted(prompt)):
+            raise Refused("speaks-of-text", said)
         if last["role"] == "assistant":
-            check_refusal(last["content"], self.settings.checks)
+            check_answer(last["content"], self.settings.checks)
             if len(last["content"].split()) < self.settings.least_words:
                 raise Refused("short-answer", last["content"][:200])
+            answers = "\n".join(message["content"] for message in earlier if message["role"] == "assistant")
+            if again := repeated_sentence(last["content"], answers, SENTENCE_WORDS):
+                raise Refused("repeated-turn", again[:200])
 
     def _conversation(self, prompt: Prompt, messages: Sequence[Message]) -> Parsed:
         if len(messages) < 2 * LEAST_ROUNDS:
@@ -302,9 +307,10 @@ def one_turn(text: str, role: str) -> str:
     Raises:
         Refused: `unparsable` (nothing is left, or an announcement), or `no-question` (a user's turn that asks nothing).
     """
-    said = " ".join(TURN_LABEL.sub("", text.strip()).split("\n\n")[0].split()).strip(' *_#"')
+    said = " ".join(TURN_LABEL.sub("", text.strip()).split("\n\n")[0].split()).strip(" *_#")
+    said = unquoted(said).strip(" *_#")
     if not said or said.endswith(":"):  # "The answer is:", and what it is stands elsewhere
         raise Refused("unparsable", text[:200])
-    if role == "user" and not said.endswith("?"):
+    if role == "user" and not (said.rstrip('"') if said.count('"') % 2 == 0 else said).endswith("?"):
         raise Refused("no-question", said[:200])
     return said

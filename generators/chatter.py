@@ -33,6 +33,11 @@ _BEGINS = re.compile(
     )
     + ")"
 )
+_ANSWER_BEGINS = re.compile(
+    r"(?:you are (?:\w+ )?right\b(?!-)|that is an? (?:\w+ )?(?:great|good|excellent|interesting|wonderful) question\b"
+    r"|(?:great|good|excellent) question[.!,]|i would be (?:\w+ )?happy to\b|i am designed to\b|your answer\b"
+    r"|i am (?:\w+ )?happy to (?:help|assist|answer|explain|provide|share)\b)"
+)
 _ENDS = re.compile(
     r"\b(?:would you like me to \w+|let me know if|feel free to (?:ask|share|reach|let)|i hope (?:this|that|it) helps"
     r"|what would you like to (?:know|explore|learn|do) next|(?:is there )?anything else (?:i can|you would)"
@@ -83,6 +88,15 @@ def find_chatter(plain_text: str) -> str:
     opening = plain_text[:OPENING].lstrip("*_#>-. \n\t")
     match = _BEGINS.search(opening) or _ENDS.search(plain_text[-ENDING:])
     return match[0].strip() if match else ""
+
+
+def find_answer_chatter(plain_answer: str) -> str:
+    """Return the words with which an answer of a chat praises or serves its asker before it answers, or an empty text.
+
+    Much that is chatter in a text belongs in a chat: this looks for less than `find_chatter`, at the beginning only.
+    """
+    match = _ANSWER_BEGINS.match(plain_answer.lstrip("*_#>-. \n\t"))
+    return match[0] if match else ""
 
 
 def find_self_talk(plain_text: str) -> str:

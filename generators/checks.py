@@ -16,8 +16,9 @@ from typing import Any
 
 from pydantic import Field
 
-from generators.chatter import find_chatter, find_placeholder, find_self_talk, plain
+from generators.chatter import find_answer_chatter, find_chatter, find_placeholder, find_self_talk, plain
 from generators.inflections import inflections
+from generators.sentences import SENTENCE_END
 from hornbook.near_duplicates import NearDuplicates, words_of
 from hornbook.settings import Settings
 
@@ -111,6 +112,13 @@ def check_refusal(text: str, settings: CheckSettings) -> None:
     """Pass a text, or raise Refused with the reason `refusal`: the cheapest of the checks, for whole replies as for parts."""
     if settings.refusal and (refusal := find_refusal(text)):
         raise Refused("refusal", refusal)
+
+
+def check_answer(answer: str, settings: CheckSettings) -> None:
+    """Pass an answer of a chat, or raise Refused with the reason `refusal` or, of what it begins with, `chatter`."""
+    check_refusal(answer, settings)
+    if settings.chatter and (chatter := find_answer_chatter(plain(answer))):
+        raise Refused("chatter", chatter)
 
 
 def check_chatter(text: str) -> None:
@@ -247,14 +255,12 @@ def _plain(text: str) -> str:
 
 # Repetition.
 
-_SENTENCE_END = re.compile(r"[.!?…。！？]+[\"'”’)»]*\s+|\n+|[。！？]")
-
 
 def find_repetition(text: str, words: Sequence[bytes], settings: CheckSettings) -> str:
     """Return what a text repeats, or an empty text: a loop at its end, sentences or lines, or sequences of words."""
     if loop := _loop_at_end(words, settings.loop_words):
         return f"ends in a loop: {_shown(loop)}"
-    sentences = [tuple(found) for part in _SENTENCE_END.split(text) if len(found := _without_rules(part)) >= MIN_WORDS]
+    sentences = [tuple(found) for part in SENTENCE_END.split(text) if len(found := _without_rules(part)) >= MIN_WORDS]
     if len(set(sentences)) < len(sentences):
         counts = Counter(sentences)
         for sentence, times in counts.items():

@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from generators.checks import sure_language
-from generators.prompted import Prompt, PromptedStage, PromptSettings
+from generators.overlap import copied_sentence
+from generators.prompted import Prompt, PromptedStage, PromptSettings, Refused
 from hornbook.artifact import Artifact
 from hornbook.documents import KEY_BYTES
 from hornbook.errors import DataError, RecipeError
@@ -168,6 +169,8 @@ class DocumentStage(PromptedStage):
         "scores": Input("attributes", optional=True),
     }
     settings: DocumentPromptSettings
+    request_words: ClassVar[int] = 9
+    """Fewest words of a sentence of the request that a text may not hold: else `copies-prompt`."""
     reader: DocumentReader | None = None
 
     @property
@@ -200,6 +203,14 @@ class DocumentStage(PromptedStage):
         """Return what a prompt of this stage quotes."""
         assert isinstance(prompt, SourcedPrompt), prompt
         return prompt.quoted
+
+    def check_text(self, prompt: Prompt, text: str) -> None:
+        """As for any kind, after a look for the request itself, which small models copy at the end of a reply."""
+        if isinstance(prompt, SourcedPrompt) and prompt.messages:
+            allowed = "\n".join((prompt.quoted, *prompt.required))
+            if said := copied_sentence(text, prompt.messages[-1]["content"], allowed, self.request_words):
+                raise Refused("copies-prompt", said[:200])
+        super().check_text(prompt, text)
 
     def language_of(self, prompt: Prompt) -> str:
         """The kind's own language; of a kind that has none that of what the prompt quotes, where the identifier is sure of it."""

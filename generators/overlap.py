@@ -9,11 +9,27 @@ import re
 from collections.abc import Iterable, Iterator
 
 from generators.inflections import inflections
+from generators.sentences import sentences
 
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 LIST_MARK = re.compile(r"^\s*(?:[-*•]|\(?\d{1,2}[.):])\s+", re.MULTILINE)
 NAME = re.compile(r"(?<![^\s(\"'“‘])[A-Z][\w'’-]*[\w]")
+TEXTS = {
+    "text": "texts",
+    "passage": "passages",
+    "essay": "essays",
+    "article": "articles",
+    "paragraph": "paragraphs",
+    "story": "stories",
+    "excerpt": "excerpts",
+    "document": "documents",
+}
+TEXT_SPOKEN_OF = re.compile(
+    rf"\b(?:(?:this|that|the)\s+(?P<one>{'|'.join(TEXTS)})|these\s+(?P<many>{'|'.join(TEXTS.values())}))\b"
+    r"(?!(?<=the story)\s+(?:of|about)\b)",
+    re.IGNORECASE,
+)
 STEM_LETTERS = 5
 """Two words count as one when they begin with the same so many letters: float, floats, floating."""
 CONTENT_LETTERS = 4
@@ -26,6 +42,7 @@ text than that their them then there therefore these they thing things this thos
 until upon used user uses using very want wants well were what when where whether which while whom whose will with within
 without would your yours yourself
 """
+SAME_WORDS = 0.8
 COMMON = frozenset(_COMMON.split())
 """Words that say nothing of what a text is about."""
 
@@ -33,6 +50,19 @@ COMMON = frozenset(_COMMON.split())
 def words(text: str) -> list[str]:
     """Return the words of a text, case folded, in order."""
     return [found.casefold().replace("’", "'") for found in WORD.findall(text)]
+
+
+def alike(text: str, other: str) -> bool:
+    """Tell whether two texts have over SAME_WORDS of their words in common (Jaccard index), in any order."""
+    own, others = set(words(text)), set(words(other))
+    return len(own & others) > SAME_WORDS * len(own | others)
+
+
+def repeated_sentence(text: str, earlier: str, least_words: int) -> str:
+    """Return a sentence of a text, of so many words or more, that is alike to one of the earlier text; empty without one."""
+    said = sentences(earlier)
+    own = (sentence for sentence in sentences(text) if len(words(sentence)) >= least_words)
+    return next((sentence for sentence in own if any(alike(sentence, other) for other in said)), "")
 
 
 def ngrams(text: str, length: int) -> set[tuple[str, ...]]:
@@ -51,6 +81,27 @@ def copies_run(text: str, source: str, length: int) -> str:
     """Return a run of `length` words that stands in both texts, or an empty text."""
     common = ngrams(text, length) & ngrams(source, length)
     return " ".join(min(common)) if common else ""
+
+
+def copied_sentence(text: str, request: str, source: str, least_words: int) -> str:
+    """Return a sentence of a request, of so many words or more, that a text holds verbatim and the source does not.
+
+    Case and white space may differ. Empty without one.
+    """
+    said, known = _folded(text), _folded(source)
+    asked = (_folded(sentence) for sentence in sentences(request))
+    return next((one for one in asked if len(one.split()) >= least_words and one in said and one not in known), "")
+
+
+def speaks_of_text(text: str, source: str) -> str:
+    """Return the words with which a text speaks of another that its reader never sees; empty without any. English only.
+
+    `the story of` and `the story about` may be any story; where the source itself has the noun, it may speak of one, too.
+    """
+    known = {word.removesuffix("'s") for word in words(source)}
+    held = {form for noun_forms in TEXTS.items() if not known.isdisjoint(noun_forms) for form in noun_forms}
+    found = TEXT_SPOKEN_OF.finditer(text)
+    return next((one[0] for one in found if (one["one"] or one["many"]).casefold() not in held), "")
 
 
 def content_words(text: str) -> list[str]:
@@ -73,6 +124,13 @@ def new_numbers(text: str, source: str) -> list[str]:
     """Return the numbers of a text that the source does not hold; the marks of a numbered list are none."""
     known = set(_numbers(source))
     return [number for number in _numbers(LIST_MARK.sub("", text)) if number not in known]
+
+
+def repeats_question(answer: str, question: str) -> bool:
+    """Tell whether an answer begins with its question, or has no number and no content word that the question lacks."""
+    if answer.casefold().startswith(question.rstrip("?").casefold()):
+        return True
+    return set(content_words(answer)) <= set(content_words(question)) and not new_numbers(answer, question)
 
 
 def new_names(text: str, source: str) -> list[str]:
@@ -102,6 +160,10 @@ def is_about(text: str, subject: str) -> bool:
     """Tell whether a text holds a word that begins as any content word of its subject does; True where that has none."""
     asked = {word[:CONTENT_LETTERS] for word in content_words(subject)}
     return not asked or not asked.isdisjoint(word[:CONTENT_LETTERS] for word in words(text))
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def _numbers(text: str) -> Iterator[str]:

@@ -19,8 +19,9 @@ from pydantic import Field
 from generators.checks import sure_language
 from generators.documents import DocumentPromptSettings, DocumentStage
 from generators.judge import grades_of, load_asking, rubric_identity
-from generators.prompted import Parsed, Prompt, Refused, to_last_sentence
+from generators.prompted import Parsed, Prompt, Refused
 from generators.rubric import MEAN, Asking, NotGraded, Rubric
+from generators.sentences import to_last_sentence
 from hornbook.artifact import Artifact
 from hornbook.chat import Message, chat_of, plain_text
 from hornbook.dice import CHARACTERS, ngram_dice

@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from generators.checks import CheckSettings, NearDuplicateSieve, Refused, check_refusal, check_text
 from generators.diversity import EMBEDDED_TEXTS, DiversitySettings
 from generators.kind_faults import describe, usable_prompt
+from generators.sentences import to_last_sentence
 from hornbook.artifact import Artifact
 from hornbook.engines.interface import EngineSettings, Messages, Reply, Sampling, engines_of
 from hornbook.errors import RecipeError
@@ -447,12 +448,3 @@ class PromptedStage(Stage):
         from generators.waves import run_waves
 
         return run_waves(self, context)
-
-
-def to_last_sentence(text: str) -> str:
-    """Cut a text after its last sentence end; a text without one is empty."""
-    end = max(text.rfind(mark) for mark in ".!?")
-    if end < 0:
-        return ""
-    closing = text[end + 1 : end + 2]
-    return text[: end + 1 + (closing in ('"', "'", ")", "”") and closing != "")]

@@ -7,10 +7,11 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from generators.checks import check_refusal
+from generators.checks import check_answer, check_language
 from generators.documents import DocumentPromptSettings, DocumentStage, SourcedPrompt, extract
-from generators.overlap import content_words, new_numbers
+from generators.overlap import drawn_share, repeats_question, speaks_of_text
 from generators.prompted import Parsed, Prompt, Refused
+from generators.sentences import unquoted
 from hornbook.chat import Message, chat_meta, plain_text
 
 ASKS = (
@@ -75,6 +76,13 @@ class QuestionSettings(DocumentPromptSettings):
 
     per_document: int = Field(2, ge=1, le=len(ASKS), description="Questions asked of each document.")
     extract_characters: int = Field(1200, ge=100, description="How much of a document the prompt quotes.")
+    least_drawn: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="Least share of the content words of question and answer, taken together, that the extract holds: "
+        "else `off-document`.",
+    )
 
 
 class Questions(DocumentStage):
@@ -102,7 +110,7 @@ class Questions(DocumentStage):
         return (*self.ask(extract=text, ask=ask), reply)
 
     def parse(self, prompt: Prompt, text: str) -> Parsed:
-        """Find the question and the answer. Refuses replies without both, and answers that decline or are too short."""
+        """Find the question and the answer. Refuses what is no such pair, or not about the document."""
         match = PAIR.search(text)
         if match is None:
             raise Refused("unparsable", "no Question: and Answer: in the reply")
@@ -110,26 +118,23 @@ class Questions(DocumentStage):
         answer = _clean(QUESTION.split(match["answer"])[0].strip().split("\n\n")[0])  # what follows comments on it
         if not question.endswith("?"):
             raise Refused("no-question", question[:200])
-        check_refusal(answer, self.settings.checks)
-        if answer.casefold().startswith(question.rstrip("?").casefold()):
-            raise Refused("repeats-question", answer[:200])
+        check_answer(answer, self.settings.checks)
         if len(answer.split()) < MIN_ANSWER_WORDS:
             raise Refused("short-answer", answer[:200])
-        if not _says_more(answer, question):
-            raise Refused("repeats-question", f"nothing new in: {answer[:200]}")
+        if repeats_question(answer, question):
+            raise Refused("repeats-question", answer[:200])
+        if answer.endswith("?"):
+            raise Refused("no-answer", answer[:200])
+        source, pair = self.quoted(prompt), f"{question}\n{answer}"
+        if said := speaks_of_text(pair, source):
+            raise Refused("speaks-of-text", said)
+        check_language(pair, self.settings.checks, self.language_of(prompt))  # in another one no word is the document's
+        if (share := drawn_share(pair, source)) < self.settings.least_drawn:
+            raise Refused("off-document", f"{share:.0%} of its content words are the document's")
         messages = [Message(role="user", content=question), Message(role="assistant", content=answer)]
         return Parsed(plain_text(messages), chat_meta(messages))
 
 
-def _says_more(answer: str, question: str) -> bool:
-    """Tell whether an answer has a number or a content word that the question does not have."""
-    new = set(content_words(answer)) - set(content_words(question))
-    return bool(new) or bool(new_numbers(answer, question))
-
-
 def _clean(text: str) -> str:
     """Take away Markdown marks and the quotation marks around the whole."""
-    text = MARKS.sub("", text)
-    if text[:1] in ('"', "'") and text.endswith(text[0]) and text.count(text[0]) == 2:
-        text = text[1:-1]
-    return text.strip()
+    return unquoted(MARKS.sub("", text)).strip()

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from generators.checks import check_language
 from generators.documents import DocumentPromptSettings, DocumentStage, SourcedPrompt
-from generators.overlap import LIST_MARK, copied_share, drawn_share, new_names, new_numbers
+from generators.overlap import LIST_MARK, alike, copied_share, drawn_share, new_names, new_numbers, repeats_question
 from generators.prompted import Ask, Messages, Parsed, Prompt, Refused
 from hornbook.engines.interface import EngineSettings, Reply
 from hornbook.errors import RecipeError
@@ -140,6 +140,7 @@ class Rewrites(DocumentStage):
     kind: ClassVar[str] = "rewrites"
     expected_tokens: ClassVar[int] = 160
     cells: ClassVar[tuple[str, ...]] = ("form",)
+    request_words: ClassVar[int] = 5  # of "Rewrite this text as notes."
     Settings = RewriteSettings
     settings: RewriteSettings
 
@@ -194,6 +195,8 @@ class Rewrites(DocumentStage):
         form: Form = prompt.seeds["form"]
         source = self.quoted(prompt)
         rewritten = shaped(form, text)
+        if form == "questions":
+            _check_pairs(rewritten)
         if form == "prose" and len(rewritten.split()) < self.settings.least_length * len(source.split()):
             raise Refused("too-short", f"{len(rewritten.split())} words of {len(source.split())}")
         # Before the words are compared: in another language none is the passage's.
@@ -231,7 +234,8 @@ def shaped(form: Form, text: str) -> str:
     """Return a rewrite in its form, with what is said before and after it left away, and all from a line on that was there.
 
     Raises:
-        Refused: `wrong-form`, or `repeated-lines` where a line comes again before there are enough of them.
+        Refused: `wrong-form`, or `repeated-lines` where a line, or nearly the same item or answer, comes again before there are
+            enough of them.
     """
     if form == "prose":
         if len(LIST_MARK.findall(text)) > 2 or QUESTION.search(text):
@@ -239,14 +243,29 @@ def shaped(form: Form, text: str) -> str:
         return text
     lines = _pairs(text) if form == "questions" else _lines(form, text)
     firsts = [line.split("\n")[0] for line in lines]  # of a pair, its question
-    whole = next((number for number, line in enumerate(firsts) if line in firsts[:number]), len(lines))
+    lasts = [line.split("\n")[-1].removeprefix("A: ") for line in lines]  # of a pair, its answer
+    whole = next(
+        (
+            number
+            for number, (first, last) in enumerate(zip(firsts, lasts, strict=True))
+            if first in firsts[:number] or any(alike(last, earlier) for earlier in lasts[:number])
+        ),
+        len(lines),
+    )
     least = LEAST_LINES[form]
     if len(lines) < least:
         raise Refused("wrong-form", f"{len(lines)} {form} in the reply, at least {least} wanted")
     if whole < least:
-        raise Refused("repeated-lines", firsts[whole][:200])
-    lines = lines[:whole]
-    return "\n".join(lines)
+        raise Refused("repeated-lines", lines[whole][:200])
+    return "\n".join(lines[:whole])
+
+
+def _check_pairs(text: str) -> None:
+    """Refuse a rewrite into questions of which one has an answer that says nothing but the question: `repeats-question`."""
+    lines = text.split("\n")
+    for question, answer in zip(lines[::2], lines[1::2], strict=True):
+        if repeats_question(answer.removeprefix("A: "), question.removeprefix("Q: ")):
+            raise Refused("repeats-question", f"{question} {answer}"[:200])
 
 
 def _pairs(text: str) -> list[str]:

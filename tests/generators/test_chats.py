@@ -13,7 +13,7 @@ from document_inputs import corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from generators.chats import EXAMPLES, Chats, ChatSettings, turns
+from generators.chats import EXAMPLES, Chats, ChatSettings, one_turn, turns
 from generators.documents import SourcedPrompt
 from generators.prompted import Parsed, Refused
 from hornbook.chat import chat_of
@@ -82,11 +82,61 @@ def test_others_are_refused_with_a_reason() -> None:
     assert reason(EXAMPLE) == "copies-example"
     assert reason("\n".join([*lines[:2], *lines[:2]])) == "repeated-turn"
     assert reason("\n".join([*lines[:3], "Assistant: Pollen."])) == "short-answer"
+    assert reason("\n".join([*lines[:3], "Assistant: You're right, pollen sticks to a bee's legs."])) == "chatter"
     assert reason(
         "\n".join(
             [lines[0], "Assistant: Rockets fly to planets.", lines[2], "Assistant: Astronauts explore them slowly."]
         )
     ) == ("off-document")
+
+
+@pytest.mark.parametrize(
+    ("reply", "turn"),
+    [
+        ('"Why do bees fly?"', "Why do bees fly?"),
+        ("**User:** “Why do bees fly?”", "Why do bees fly?"),
+        ('What is "pollen?"', 'What is "pollen?"'),
+        ('*"Pollen" or "nectar?"*', '"Pollen" or "nectar?"'),
+        ('Why "pollen?" Is it so?', 'Why "pollen?" Is it so?'),
+    ],
+)
+def test_quotation_marks_are_taken_away_around_a_whole_turn_alone(reply: str, turn: str) -> None:
+    assert one_turn(reply, "user") == turn
+    assert one_turn('They are the "Zeno paradoxes."', "assistant") == 'They are the "Zeno paradoxes."'
+    with pytest.raises(Refused, match="no-question"):
+        one_turn('Why do bees fly?"', "user")
+
+
+def test_an_answer_that_says_a_sentence_of_an_earlier_one_again_is_refused() -> None:
+    lines = CONVERSATION.split("\n")
+    again = "Assistant: Pollen sticks to legs. Bees drink the nectar of all flowers!"
+    assert reason("\n".join([*lines[:3], again])) == "repeated-turn"
+    two = stage().parse(SourcedPrompt((), {"rounds": 2}, quoted=TEXT), CONVERSATION)
+    assert stage().parse(PROMPT, "\n".join([*lines[:5], again])).meta == two.meta, "two good rounds are kept"
+    short = [lines[1] + " Yes, they do.", lines[3] + " Yes, they do."]
+    assert len(stage().parse(PROMPT, "\n".join([lines[0], short[0], lines[2], short[1]])).meta["chat"]) == 4
+    asked = "User: What do you say: how does the pollen stick to legs, fall off and come to the next flower?"
+    told = "Assistant: It sticks to a bee's legs while the bee drinks. Why do bees visit flowers, it may ask?"
+    assert len(stage().parse(PROMPT, "\n".join([lines[0], lines[1], asked, told])).meta["chat"]) == 4
+
+
+def test_a_turn_that_speaks_of_the_text_is_refused() -> None:
+    lines = CONVERSATION.split("\n")
+    assert reason("\n".join(["User: What is this passage about?", *lines[1:]])) == "speaks-of-text"
+    told = "Assistant: The text is attempting to explain that plants would have no fruit."
+    assert reason("\n".join([*lines[:3], told])) == "speaks-of-text"
+    assert len(stage().parse(PROMPT, "\n".join([*lines[:5], told])).meta["chat"]) == 4, "two good rounds are kept"
+    of_texts = SourcedPrompt((), {"rounds": 2}, quoted=f"{TEXT} A text about bees says so.")
+    assert len(stage().parse(of_texts, "\n".join([*lines[:3], told])).meta["chat"]) == 4
+
+
+def test_a_chat_that_holds_its_own_request_is_refused(tmp_path: Path) -> None:
+    made = stage()
+    made.open({"documents": [corpus(tmp_path, [TEXT])]})
+    prompt = made.prompt(0)
+    made.check_text(prompt, CONVERSATION)
+    with pytest.raises(Refused, match="copies-prompt"):
+        made.check_text(prompt, f"{CONVERSATION} {prompt.messages[-1]['content'].removeprefix(TEXT)}")
 
 
 @settings(deadline=None)

@@ -210,7 +210,7 @@ ANSWERS = {
     "short": "Nectar.",
 }
 REPLIES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
-    "questions": (QUESTIONS, {}),
+    "questions": (QUESTIONS, {"least_drawn": 0}),
     "chats": (CHATS, {"calls": "one", "rounds": [2]}),
     "rewrites": (REWRITES, {"forms": ["prose"], "new_names": 9}),
     "story-instructions": (SUMMARIES, {"per_document": 15, "least_drawn": 0}),
@@ -241,7 +241,7 @@ def test_a_document_whose_language_is_not_sure_asks_for_none(tmp_path: Path) -> 
     )
     for number, text in enumerate(("Bienen.", half, mostly_markup, "x = [1, 2, 3]\n" * 20)):
         assert sure_language(text) == ""
-        stage = made("questions", tmp_path / str(number), text)
+        stage = made("questions", tmp_path / str(number), text, least_drawn=0)
         for reply in ("English", "German"):
             assert outcome(stage, Engine(QUESTIONS[reply])) == "accepted"
     assert (sure_language(GERMAN), sure_language(ENGLISH)) == ("de", "en")

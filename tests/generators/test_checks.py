@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from generators.checks import CheckSettings, NearDuplicateSieve, Refused, check_text
+from generators.checks import CheckSettings, NearDuplicateSieve, Refused, check_answer, check_text
 from generators.inflections import inflections
 
 STORY = """Once there was a small bear who lived in a wide forest. He had a red ball, and every morning he rolled it down \
@@ -282,3 +282,37 @@ def test_near_duplicates_of_accepted_texts_are_refused() -> None:
     assert sieve.refuses(STORY.replace("small bear", "little bear"), {}).startswith("similarity 0.9")
     assert sieve.refuses(STORY.upper(), {}) == "similarity 1.00 to accepted text 0"
     assert sieve.refuses("A quite different text.", {}) == ""
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "You're right, bees drink nectar.",
+        "You’re absolutely right! Bees drink nectar.",
+        "That's a great question. Bees drink nectar.",
+        "Great question! Bees drink nectar.",
+        "I'm happy to help you with this.",
+        "**I'd be happy to** explain bees.",
+        "I'm designed to answer questions about bees.",
+        "Your answer is well written.",
+    ],
+)
+def test_an_answer_that_begins_with_chatter_is_found(answer: str) -> None:
+    with pytest.raises(Refused, match="chatter"):
+        check_answer(answer, ON)
+    check_answer(f"Bees drink nectar. {answer}", ON)  # at the beginning only
+    check_answer(answer, CheckSettings(chatter=False))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "You are right-handed if you write with your right hand.",
+        "Your answers may differ. A question has many.",
+        "I am happy to see bees, said the flower.",
+        "A great question of physics is what time is.",
+        "Right angles have 90 degrees.",
+    ],
+)
+def test_an_answer_that_only_looks_like_chatter_is_not(answer: str) -> None:
+    check_answer(answer, ON)

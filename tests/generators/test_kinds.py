@@ -11,9 +11,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from generators.documents import SourcedPrompt
 from generators.overlap import content_words
-from generators.prompted import Parsed, Prompt, Refused, to_last_sentence
+from generators.prompted import Parsed, Prompt, Refused
 from generators.questions import MIN_ANSWER_WORDS, Questions, QuestionSettings
+from generators.sentences import to_last_sentence
 from generators.stories import Stories, StorySettings
 from generators.textbooks import Textbooks, TextbookSettings
 from hornbook.chat import chat_of
@@ -32,8 +34,11 @@ def textbooks(seed: int = 0, **values: Any) -> Textbooks:
     return Textbooks("textbooks", TextbookSettings(**{"rows": 100, "engine": ECHO, **values}), seed)
 
 
-def questions() -> Questions:
-    return Questions("questions", QuestionSettings(engine=ECHO), 0)
+ICE = SourcedPrompt((), {}, quoted="Ice floats because it is lighter than water, and trees grow.")
+
+
+def questions(**values: Any) -> Questions:
+    return Questions("questions", QuestionSettings(**{"engine": ECHO, **values}), 0)
 
 
 # --- plans --------------------------------------------------------------------------------------------------------------
@@ -179,7 +184,7 @@ def test_a_well_formed_pair_comes_through_whole(question: str, answer: str, layo
     assume(set(content_words(answer)) - set(content_words(question)))
     assume(not answer.casefold().startswith(question.rstrip("?").casefold()))
     stage = questions()
-    parsed = stage.parse(None, layout.format(q=question, a=answer))  # type: ignore[arg-type]
+    parsed = stage.parse(ICE, layout.format(q=question, a=answer))
     user, assistant = chat_of(json.dumps(parsed.meta))
     assert (user["role"], assistant["role"]) == ("user", "assistant")
     assert user["content"] == question
@@ -196,20 +201,33 @@ def test_a_well_formed_pair_comes_through_whole(question: str, answer: str, layo
         ("Question: Why does ice float?\nAnswer: It is lighter.", "short-answer"),
         ("Question: Why does ice float?\nAnswer: Question: Why?", "short-answer"),
         ("Question: Why does the ice float?\nAnswer: The ice floats because it is floating.", "repeats-question"),
+        ("Question: Why does ice float?\nAnswer: Why does ice float, and how?", "repeats-question"),
+        ("Question: Why does ice float?\nAnswer: Do you mean that it is lighter?", "no-answer"),
+        ("Question: Why does ice float?\nAnswer: Great question! It is lighter than water.", "chatter"),
+        ("Question: Why does ice float?\nAnswer: The text says that it is lighter.", "speaks-of-text"),
+        ("Question: Why does this story tell of ice?\nAnswer: Because it is lighter than water.", "speaks-of-text"),
+        ("Question: Who flew to Paris first?\nAnswer: Two brothers from Holland, in a plane.", "off-document"),
     ],
 )
 def test_other_answers_are_refused_with_a_reason(text: str, reason: str) -> None:
     assert MIN_ANSWER_WORDS == 4
     with pytest.raises(Refused) as caught:
-        questions().parse(None, text)  # type: ignore[arg-type]
+        questions().parse(ICE, text)
     assert caught.value.reason == reason
+
+
+def test_how_much_of_a_pair_is_its_documents_can_be_set() -> None:
+    text = "Question: What floats?\nAnswer: Ice, boats, barrels, bottles, timber and wooden rafts."
+    assert questions(least_drawn=0.1).parse(ICE, text)
+    with pytest.raises(Refused, match="off-document"):
+        questions().parse(ICE, text)
 
 
 @settings(deadline=None)
 @given(st.text())
 def test_any_answer_is_parsed_or_refused(text: str) -> None:
     try:
-        parsed = questions().parse(None, text)  # type: ignore[arg-type]
+        parsed = questions().parse(ICE, text)
     except Refused:
         return
     assert isinstance(parsed, Parsed)
@@ -224,11 +242,33 @@ def test_any_answer_is_parsed_or_refused(text: str) -> None:
 def test_the_last_sentence_is_whole(text: str) -> None:
     cut = to_last_sentence(text)
     assert text.startswith(cut)
-    assert (cut == "") == (not set(text) & set(".!?"))
     if cut:
         assert cut.rstrip("\"')”")[-1] in ".!?"
-        assert not set(text[len(cut) :]) & set(".!?")
+    left = text[len(cut) :] + " "
+    assert not any(mark + after in left for mark in ".!?" for after in " \n\"')”")
     assert to_last_sentence(cut) == cut
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("Bees fly. They were seen by Dr. Smith of", "Bees fly."),
+        ("Bees fly. They were seen by Dr.", "Bees fly."),
+        ("Plants need light, e.g. the sun", ""),
+        ("It shines (as in St. Ives). It is vs. i.e. that", "It shines (as in St. Ives)."),
+        ("Two things matter.\n1. Light is one.\n2.", "Two things matter.\n1. Light is one."),
+        ("Two things matter.\n\n**1.** Light and", "Two things matter."),
+        ("It was in 1903. The Flyer", "It was in 1903."),
+        ("A load is heavy. It has 3.5 tons and", "A load is heavy."),
+        ("See example.org for more", ""),
+        ("Is it?! Then", "Is it?!"),
+        ('She said "go." Then she', 'She said "go."'),
+        ("**A lever.** It is", "**A lever.**"),
+        ("Call self._name and", ""),
+    ],
+)
+def test_abbreviations_list_marks_and_numbers_end_no_sentence(text: str, whole: str) -> None:
+    assert to_last_sentence(text) == whole
 
 
 @pytest.mark.parametrize(
@@ -258,7 +298,7 @@ def test_what_becomes_of_a_cut_reply(truncated: str, reply: Reply, outcome: Pars
 
 def test_an_answer_that_only_repeats_the_question_is_refused() -> None:
     with pytest.raises(Refused) as caught:
-        questions().parse(None, "Question: Why does ice float on water?\nAnswer: Why does ice float on water?")  # type: ignore[arg-type]
+        questions().parse(ICE, "Question: Why does ice float on water?\nAnswer: Why does ice float on water?")
     assert caught.value.reason == "repeats-question"
 
 

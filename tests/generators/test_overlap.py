@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from generators.overlap import copied_share, copies_run, drawn_share, held_words, new_names, new_numbers
+from generators.overlap import copied_share, copies_run, drawn_share, held_words, new_names, new_numbers, speaks_of_text
 
 SOURCE = (
     "In 1903 the Wright brothers flew 120 feet near Kitty Hawk. Their plane, the Flyer, stayed up for 12.5 seconds."
@@ -43,3 +43,24 @@ def test_numbers_and_names_that_are_new_are_found(text: str, numbers: list[str],
 def test_inflections_of_a_word_count() -> None:
     text = "The ponies begged, and the biggest one ran."
     assert held_words(text, ["pony", "beg", "big", "run", "sleep", "on"]) == ["pony", "beg", "big", "run"]
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "said"),
+    [
+        ("The text is attempting to explain flight.", SOURCE, "The text"),
+        ("What happens in this story?", SOURCE, "this story"),
+        ("In this  passage, we learn of it.", SOURCE, "this  passage"),
+        ("This essay will explore how planes fly.", SOURCE, "This essay"),
+        ("What do these paragraphs say, and that article?", SOURCE, "these paragraphs"),
+        ("The story tells of planes.", SOURCE, "The story"),
+        ("This story of two brothers is old.", SOURCE, "This story"),
+        ("Who told the story of the Flyer, and the story about Kitty Hawk?", SOURCE, ""),
+        ("The texture of the storybook is documented. A text is short.", SOURCE, ""),
+        ("What does the document say?", "Sign both documents here.", ""),
+        ("What does the story mean?", "A story's end is its moral.", ""),
+        ("What does the text mean?", "A story's end is its moral.", "the text"),
+    ],
+)
+def test_words_about_a_text_that_nobody_sees_are_found(text: str, source: str, said: str) -> None:
+    assert speaks_of_text(text, source) == said

@@ -11,7 +11,7 @@ import pytest
 from document_inputs import corpus
 
 from generators.prompted import Refused
-from generators.rewrites import EXAMPLES, REWRITTEN, Rewrites, RewriteSettings, shaped
+from generators.rewrites import ASKS, EXAMPLES, REWRITTEN, Rewrites, RewriteSettings, shaped
 from hornbook.engines.interface import Reply
 from hornbook.errors import RecipeError
 
@@ -65,6 +65,26 @@ def test_the_examples_are_what_is_asked_for(tmp_path: Path) -> None:
         ("prose", "- Bees drink nectar.\n- Pollen sticks.\n- Seeds are made.", "wrong-form"),
         ("list", "- Bees drink nectar.\n- Pollen sticks to legs.\n- Bees drink nectar.", "repeated-lines"),
         ("questions", "Q: Why?\nA: For nectar.\nQ: Why?\nA: For pollen.", "repeated-lines"),
+        (
+            "list",
+            "- A bee drinks the nectar.\n- Pollen sticks to legs.\n- The nectar a bee drinks.\n- Seeds are made then.",
+            "repeated-lines",
+        ),
+        (
+            "questions",
+            "Q: Why do bees come?\nA: For nectar in the flowers.\nQ: What is there?\nA: In the flowers, for nectar!",
+            "repeated-lines",
+        ),
+        (
+            "questions",
+            "Q: Do bees drink nectar?\nA: It does.\nQ: What sticks to their legs?\nA: Yellow pollen sticks to them.",
+            "repeats-question",
+        ),
+        (
+            "questions",
+            "Q: What sticks to their legs?\nA: Yellow pollen.\nQ: Why do bees drink?\nA: Why do bees drink nectar from flowers.",
+            "repeats-question",
+        ),
         ("prose", "Bees drink nectar from flowers.", "too-short"),
         ("prose", EXAMPLE, "copies-source"),
         ("prose", "Rockets fly to distant planets with astronauts who explore craters. " * 2, "off-source"),
@@ -76,8 +96,26 @@ def test_other_rewrites_are_refused(tmp_path: Path, form: str, text: str, reason
     assert outcome(stage(tmp_path, per_document=4), form, text) == reason
 
 
+@pytest.mark.parametrize("form", ["prose", "list", "notes", "questions"])
+def test_a_rewrite_that_holds_its_own_request_is_refused(tmp_path: Path, form: Any) -> None:
+    made = stage(tmp_path, forms=[form])
+    prompt = made.prompt(0)
+    for sentence in ASKS[form].split(". "):
+        copied = f"{REWRITTEN[form][0]}\n{sentence.upper().rstrip('.').replace(' ', '  ')}: and"
+        with pytest.raises(Refused, match="copies-prompt"):
+            made.check_text(prompt, copied)
+    made.check_text(prompt, REWRITTEN[form][0])
+
+
+def test_a_request_that_the_document_itself_holds_is_no_copy(tmp_path: Path) -> None:
+    text = f"  {EXAMPLE}\n\n{ASKS['prose']}\n"
+    made = stage(tmp_path, [text], forms=["prose"])
+    made.check_text(made.prompt(0), f"{REWRITTEN['prose'][0]} {ASKS['prose']}")
+
+
 def test_a_form_is_read_in_its_variants() -> None:
     assert shaped("list", "- a b c\n- d e f\n- g h i\n- d e f\n- a b c") == "- a b c\n- d e f\n- g h i"
+    assert shaped("list", "- a b c d e\n- f g h\n- i j k\n- e d c b a!\n- l m n") == "- a b c d e\n- f g h\n- i j k"
     assert shaped(
         "list", "Here is the list:\n* one small thing\n2. another of them\n3) a third one\n- Summary:\n\nThat is all."
     ).split("\n") == [
