@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from hornbook.documents import canonical_json
 from hornbook.engines.interface import EngineSettings, Reply, Request, Sampling
 from hornbook.engines.pool import EngineHandle
-from hornbook.errors import EngineError, HornbookError
+from hornbook.errors import DataError, EngineError, HornbookError
 from hornbook.models import digest, short_name
+from hornbook.parts import PartRange
+
+ROWS_THAT_TELL = 8
+"""Rows of a part that fail alike before the fault is no longer the rows'."""
+FAILURES: Mapping[str, tuple[type[HornbookError], str]] = {
+    "engine-error": (EngineError, "mend the engine's settings (its model, its endpoint)"),
+    "prompt-failed": (DataError, "mend the kind's prompt()"),
+    "parse-failed": (DataError, "mend the kind's parse(), write() or check_text()"),
+}
 
 
 @dataclass(frozen=True)
@@ -90,3 +100,19 @@ class Together:
             for _, future in waiting:
                 if not future.done():
                     future.set_exception(error)
+
+
+def one_failure(part: PartRange, refused: Sequence[tuple[str, str] | None]) -> HornbookError | None:
+    """Return what failed, where all rows of a part failed alike and not through what was written: the engine, or the kind.
+
+    Args:
+        refused: reason and detail of each row's refusal; None for a row that was not refused.
+    """
+    first = refused[0] if len(refused) >= ROWS_THAT_TELL else None
+    if first is None or set(refused) != {first} or first[0] not in FAILURES:
+        return None
+    error, cure = FAILURES[first[0]]
+    return error(
+        f"all rows from {part.start} to {part.stop - 1} failed alike: {first[1]}",
+        f"{cure} and run again: what was answered is kept",
+    )

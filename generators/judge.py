@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from pydantic import Field
 
-from generators.asking import Together, Writer, made_with, writer
+from generators.asking import Together, Writer, made_with, one_failure, writer
 from generators.judge_figures import judge_figures
 from generators.replies import ROLE, SAVED, Call, EarlierReplies, KnownReplies, earlier_replies, replies_bytes
 from generators.rubric import MEAN, Asking, Grades, NotGraded, Reason, Rubric
@@ -161,6 +161,9 @@ class JudgePart(PartMaker):
                 )
                 continue
             rows.append(self._row(row, grades))
+        refused = [None] * len(rows) + [(reject.reason, reject.detail) for reject in rejects]
+        if failure := one_failure(part, refused):
+            raise failure
         return PartContent(
             table=pa.Table.from_pylist(rows, schema=columns(self.asking.rubric)),
             rejects=rejects_table(rejects),

@@ -45,6 +45,12 @@ without would your yours yourself
 SAME_WORDS = 0.8
 COMMON = frozenset(_COMMON.split())
 """Words that say nothing of what a text is about."""
+SHORT_LETTERS = 3
+_SHORT_COMMON = """
+all and any are but can did far few for get got had has her him his how its let lot may not now off one our out own per put
+say see she the too use via was way who why yes yet you
+"""
+SHORT_COMMON = frozenset(_SHORT_COMMON.split())
 
 
 def words(text: str) -> list[str]:
@@ -130,7 +136,9 @@ def repeats_question(answer: str, question: str) -> bool:
     """Tell whether an answer begins with its question, or has no number and no content word that the question lacks."""
     if answer.casefold().startswith(question.rstrip("?").casefold()):
         return True
-    return set(content_words(answer)) <= set(content_words(question)) and not new_numbers(answer, question)
+    short = {word for word in words(answer) if len(word) == SHORT_LETTERS} - SHORT_COMMON - set(words(question))
+    new = set(content_words(answer)) - set(content_words(question))
+    return not new and not short and not new_numbers(answer, question)
 
 
 def new_names(text: str, source: str) -> list[str]:

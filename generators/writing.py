@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from generators.asking import Together, Writer, made_with
+from generators.asking import Together, Writer, made_with, one_failure
 from generators.checks import Refused
 from generators.diversity import cell_of
 from generators.kind_faults import describe, kind_error, usable_parsed, usable_prompt
@@ -31,18 +31,10 @@ from hornbook.documents import (
 )
 from hornbook.engines.interface import Messages, Reply, Request, Sampling
 from hornbook.engines.usage import usage_counts
-from hornbook.errors import DataError, EngineError, HornbookError
+from hornbook.errors import HornbookError
 from hornbook.parts import PartContent, PartRange
 from hornbook.partwork import PartMaker
 from hornbook.plan import derive_seed
-
-ROWS_THAT_TELL = 8
-"""Rows of a part that fail alike before the fault is no longer the rows'."""
-FAILURES: Mapping[str, tuple[type[HornbookError], str]] = {
-    "engine-error": (EngineError, "mend the engine's settings (its model, its endpoint)"),
-    "prompt-failed": (DataError, "mend the kind's prompt()"),
-    "parse-failed": (DataError, "mend the kind's parse(), write() or check_text()"),
-}
 
 
 @dataclass
@@ -99,7 +91,8 @@ class PromptMaker(PartMaker):
             if failure := next(filter(None, ended), None):
                 await asyncio.to_thread(self._save)
                 raise failure
-            if failure := one_failure(self.stage.name, rows):
+            refused = [(row.refused.reason, row.refused.detail) if row.refused else None for row in rows]
+            if failure := one_failure(part, refused):
                 await asyncio.to_thread(self._save)
                 raise failure
         finally:
@@ -188,19 +181,6 @@ class PromptMaker(PartMaker):
         unit = row.prompt.messages[-1]["content"] if row.prompt and row.prompt.messages else f"row {row.unit}"
         text = row.calls[-1].reply.text if row.calls else ""
         return Reject(row.unit, unit, refused.reason, refused.detail, text)
-
-
-def one_failure(stage: str, rows: Sequence[WrittenRow]) -> HornbookError | None:
-    """Return what failed, where all rows of a part failed alike and not through what was written: the engine, or the kind."""
-    failures = {(row.refused.reason, row.refused.detail) if row.refused else ("", "") for row in rows}
-    reason, detail = next(iter(failures))
-    if len(failures) > 1 or len(rows) < ROWS_THAT_TELL or reason not in FAILURES:
-        return None
-    error, cure = FAILURES[reason]
-    return error(
-        f"stages.{stage}: all rows from {rows[0].unit} to {rows[-1].unit} failed alike: {detail}",
-        f"{cure} and run again: what was answered is kept",
-    )
 
 
 def sampling_seed(stage: PromptedStage, unit: int, call: int = 0) -> int:

@@ -38,12 +38,12 @@ def judge(name: str = "grades", **settings: Any) -> Judge:
     return stage
 
 
-def corpus(store: Store, texts: list[str], name: str = "tales") -> Artifact:
+def corpus(store: Store, texts: list[str], name: str = "tales", part_rows: int = PART_ROWS) -> Artifact:
     artifact = Artifact(store, f"artifacts/{name}")
-    for start in range(0, len(texts), PART_ROWS):
+    for start in range(0, len(texts), part_rows):
         documents = [
             Document(document_id(row), content_key(text.encode()), text, ("hill", "valley")[row % 2], "story")
-            for row, text in list(enumerate(texts))[start : start + PART_ROWS]
+            for row, text in list(enumerate(texts))[start : start + part_rows]
         ]
         commit_part(
             store, artifact.folder, PartRange(start, start + len(documents)), PartContent(documents_table(documents))
@@ -114,6 +114,14 @@ def test_scores_lie_beside_the_documents_in_their_order(ray_cluster, stage_conte
     digest = graded.manifest.digest
     graded.store.delete(graded.folder)
     assert stage_context.finished(stage, documents=[tales]).manifest.digest == digest
+
+
+def test_a_judge_that_answers_nobody_is_no_finished_artifact(ray_cluster, stage_context, endpoint):
+    endpoint.answer = lambda text: (400, "", "")
+    tales = corpus(stage_context.store, [f"Tale {number}." for number in range(24)], part_rows=12)
+    with pytest.raises(EngineError, match=r"all rows from \d+ to \d+ failed alike: .*400") as caught:
+        stage_context.finished(judge(engine=endpoint.engine), documents=[tales])
+    assert "endpoint" in caught.value.cure
 
 
 def test_a_wrong_answer_is_a_reject_that_says_what_the_judge_said(ray_cluster, stage_context, endpoint):

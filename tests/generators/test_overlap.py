@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from generators.overlap import copied_share, copies_run, drawn_share, held_words, new_names, new_numbers, speaks_of_text
+from generators.overlap import (
+    copied_share,
+    copies_run,
+    drawn_share,
+    held_words,
+    new_names,
+    new_numbers,
+    repeats_question,
+    speaks_of_text,
+)
 
 SOURCE = (
     "In 1903 the Wright brothers flew 120 feet near Kitty Hawk. Their plane, the Flyer, stayed up for 12.5 seconds."
@@ -64,3 +73,17 @@ def test_inflections_of_a_word_count() -> None:
 )
 def test_words_about_a_text_that_nobody_sees_are_found(text: str, source: str, said: str) -> None:
     assert speaks_of_text(text, source) == said
+
+
+@pytest.mark.parametrize(
+    ("answer", "repeats"),
+    [
+        ("The sun.", False),
+        ("In 1860.", False),
+        ("It does.", True),
+        ("The earth.", True),
+        ("You see, it is the one.", True),
+    ],
+)
+def test_a_short_answer_may_say_something_new(answer: str, repeats: bool) -> None:
+    assert repeats_question(answer, "What warms the earth?") == repeats

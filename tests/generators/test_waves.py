@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wave_kinds import Learners, Numbers, NumberSettings, Sayings, Twelve
+from wave_kinds import Broken, Learners, Numbers, NumberSettings, Sayings, Twelve, Wordy
 
 from generators.stories import Stories, StorySettings
 from generators.writing import sampling_seed
 from hornbook.artifact import Artifact
 from hornbook.documents import planned_row
-from hornbook.errors import DataError, RecipeError
+from hornbook.errors import DataError, EngineError, RecipeError
 from hornbook.pipeline import run_recipe
 from hornbook.recipe import load_recipe
 from hornbook.store import Store
@@ -67,7 +67,9 @@ def lucky(row: int) -> bool:
 def test_a_budget_too_small_says_so_and_a_larger_one_goes_on(stage_context: Any, tmp_path: Path) -> None:
     log = tmp_path / "log"
     values: dict[str, Any] = {"accepted": 20, "refused": 5, "wave_rows": 40, "engine": {"request_log": str(log)}}
-    with pytest.raises(DataError, match=r"of 20 rows were accepted after 20 planned .* unlucky") as caught:
+    with pytest.raises(
+        DataError, match=r"(?s)of 20 rows were accepted after 20 planned .* unlucky \d+, as '"
+    ) as caught:
         stage_context.finished(numbers(over_generation=1, **values))
     assert "over_generation" in caught.value.cure
     artifact = stage_context.finished(numbers(over_generation=5, **values))
@@ -82,6 +84,26 @@ def test_a_plan_ends_where_the_distinct_prompts_do(stage_context: Any) -> None:
     with pytest.raises(DataError, match=r"after 12 planned ones: there are no more distinct prompts") as caught:
         stage_context.finished(few)
     assert "over_generation" not in caught.value.cure and caught.value.cure.startswith(Twelve.too_many_rows)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "error", "said"),
+    [
+        (Broken, {}, DataError, r"all rows from \d+ to \d+ failed alike: RuntimeError: no luck"),
+        (
+            Wordy,
+            {"engine": {"max_model_len": 16}},
+            EngineError,
+            r"all rows from \d+ to \d+ failed alike: prompt has",
+        ),
+    ],
+)
+def test_what_fails_every_row_alike_is_no_finished_artifact(
+    stage_context: Any, kind: Any, values: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said) as caught:
+        stage_context.finished(numbers(kind, rows=24, part_rows=12, **values))
+    assert "run again" in caught.value.cure  # type: ignore[attr-defined]
 
 
 def test_rows_or_accepted_must_be_said() -> None:

@@ -45,6 +45,20 @@ class Numbers(PromptedStage):
         return Parsed(text)
 
 
+class Broken(Numbers):
+    """Fails in each row."""
+
+    def parse(self, prompt: Prompt, text: str) -> Parsed:
+        raise RuntimeError("no luck")
+
+
+class Wordy(Numbers):
+    """Asks with twenty words more."""
+
+    def prompt(self, row: int) -> Prompt:
+        return Prompt(({"role": "user", "content": f"Row {row}{' please' * 20}"},), {"row": row, "parity": row % 2})
+
+
 class Twelve(Numbers):
     """Has twelve distinct prompts."""
 

@@ -74,3 +74,10 @@ def test_everything_else_counts(package: Path) -> None:
     ]
     assert len({fingerprint(*variant) for variant in variants}) == len(variants)
     assert fingerprint(*base) == fingerprint(*base)
+
+
+@pytest.mark.parametrize(("name", "counts"), [("kind.words.txt", True), ("kind.yaml", False), ("kind.log", False)])
+def test_a_recipe_beside_a_kind_is_none_of_its_data_files(package: Path, name: str, counts: bool) -> None:
+    before = digest()
+    (package / name).write_text("name: kind")
+    assert (digest() != before) == counts
