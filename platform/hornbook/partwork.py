@@ -172,7 +172,10 @@ class _Base:
         self.failure: dict[str, Any] | None = None
         try:
             maker.setup()
-        except Exception as error:  # returned with the first range: an actor that dies in __init__ is retried for ever
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # returned with the first range: an actor that dies in __init__ is retried for ever
             self.failure = _describe(error)
 
     def committed(self, part: PartRange) -> dict[str, Any] | None:
@@ -192,7 +195,7 @@ class _Worker(_Base):
             return _result(self.failure)
         try:
             return _result(self.committed(part) or self.commit(part, self.maker.make(part)))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return _result(_describe(error, part))
 
 
@@ -206,7 +209,7 @@ class _AsyncWorker(_Base):
             return
         try:
             result = self.committed(part) or self.commit(part, await self.maker.make(part))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             result = _describe(error, part)
         yield _result(result)
 
@@ -221,7 +224,7 @@ def _counts(record: Any) -> dict[str, Any]:
     }
 
 
-def _describe(error: Exception, part: PartRange | None = None) -> dict[str, Any]:
+def _describe(error: BaseException, part: PartRange | None = None) -> dict[str, Any]:
     if isinstance(error, HornbookError):
         return {"failure": type(error).__name__, "message": error.message, "cure": error.cure}
     where = f"rows {part.start}-{part.stop}: " if part else ""
