@@ -73,7 +73,7 @@ class PromptMaker(PartMaker):
     ) -> None:
         self.stage, self.writers, self.inputs, self.earlier, self.wave = stage, writers, inputs, earlier, wave
         self._under_way: dict[PartRange, list[WrittenRow]] = {}
-        self.in_flight = stage.settings.parts_in_flight
+        self.kind, self.in_flight = stage.kind, stage.settings.parts_in_flight
         self.replicas = max((len(writer.handle) for writer in writers.values()), default=1)
 
     def setup(self) -> None:

@@ -13,9 +13,10 @@ import yaml
 from generators.prompted import PromptedStage
 from generators.stories import Stories
 from generators.textbooks import Textbooks
+from hornbook import partwork
 from hornbook.artifact import Artifact
 from hornbook.describe import describe_kind
-from hornbook.errors import RecipeError
+from hornbook.errors import ClusterError, RecipeError
 from hornbook.jobs import code_digest, staged_code
 from hornbook.pipeline import plan_recipe, run_recipe
 from hornbook.recipe import Recipe, check_recipe, load_recipe
@@ -271,6 +272,26 @@ def test_what_fails_for_the_whole_stage_is_an_error_that_names_the_method(
 ) -> None:
     with pytest.raises(RecipeError, match=said):
         make(store, riddles(tmp_path, kind=f"{KIND}\n    {method}\n", rows=4))
+
+
+def test_a_worker_that_keeps_dying_is_one_message(
+    tmp_path: Path,
+    store: Store,
+    ray_cluster: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(partwork, "WORKER_RETRIES", 0)
+    kind = KIND.replace("if len(text) % 5 == 0:", "import os\n        os._exit(3)\n        if text:")
+    with pytest.raises(ClusterError) as caught:
+        make(store, riddles(tmp_path, kind=kind))
+    error = caught.value
+    assert (
+        "riddles: a worker process, which works for the kind 'riddles', died of the same part 1 times" in error.message
+    )
+    assert "rows 0-1, 2-3, 4-5, 6-7; Ray says: " in error.message and "\n" not in error.message
+    assert "memory" in error.cure and "run again" in error.cure
+    assert error.__suppress_context__ and not caplog.records
 
 
 @pytest.mark.parametrize(
