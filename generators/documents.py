@@ -195,7 +195,7 @@ class DocumentStage(PromptedStage):
             trial.prompt(0)
         except RecipeError:
             raise
-        except Exception:  # documents of the kind that it wants will tell
+        except (Exception, SystemExit):  # documents of the kind that it wants will tell
             return
 
     @staticmethod

@@ -22,6 +22,7 @@ from generators.replies import ROLE, SAVED, Call, EarlierReplies, KnownReplies, 
 from generators.rubric import MEAN, Asking, Grades, NotGraded, Reason, Rubric
 from hornbook.artifact import THRESHOLD, Artifact
 from hornbook.documents import KEY_BYTES, Reject, canonical_json, generated_key, rejects_table
+from hornbook.engines.foreseen import check_sampling
 from hornbook.engines.interface import EngineSettings, Reply, Request, Sampling
 from hornbook.engines.usage import usage_counts
 from hornbook.errors import RecipeError
@@ -86,7 +87,9 @@ class Judge(Stage):
         return rubric_identity(self.settings.rubric, self.asking)
 
     def check(self) -> None:
-        """Refuse a rubric that cannot be read, a score that it does not give, and a threshold out of its range."""
+        """Refuse a rubric that cannot be read, a score that it does not give, a threshold out of its range, and sampling
+        that the engine cannot do."""
+        check_sampling(self.settings.engine, self.settings.sampling, f"stages.{self.name}.engine")
         rubric, score = self.asking.rubric, self.settings.score
         rubric.require_score(score, f"stages.{self.name}.score")
         low, high = rubric.bounds(score)

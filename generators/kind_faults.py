@@ -5,6 +5,8 @@ What it gives for one row and cannot be used is a reject; what fails for the who
 
 from __future__ import annotations
 
+import asyncio
+import json
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from generators.prompted import Parsed, Prompt, PromptedStage
 
 SHOWN = 200
+NOT_ITS_FAULT = (KeyboardInterrupt, asyncio.CancelledError, GeneratorExit)
+"""What passes through a kind's code and is not its own; all else that it raises is, SystemExit included."""
 
 
 def usable_prompt(value: Any) -> Prompt:
@@ -37,6 +41,13 @@ def usable_prompt(value: Any) -> Prompt:
         raise Refused("prompt-failed", f"parents are {value.parents!r:.{SHOWN}}, not a tuple of keys of documents")
     if not isinstance(value.schema, str):
         raise Refused("prompt-failed", f"schema is {value.schema!r:.{SHOWN}}, not a JSON Schema as text")
+    if value.schema:
+        try:
+            json.loads(value.schema)
+        except (ValueError, RecursionError) as error:
+            raise Refused("prompt-failed", f"schema is {value.schema!r:.{SHOWN}}, which is no JSON: {error}") from None
+    if not isinstance(value.required, tuple | list) or not all(isinstance(word, str) for word in value.required):
+        raise Refused("prompt-failed", f"required is {value.required!r:.{SHOWN}}, not a tuple of words or sentences")
     _require_json(value.seeds, "seeds", "prompt-failed")
     return value
 
@@ -60,16 +71,16 @@ def kind_error(stage: PromptedStage, method: str) -> Iterator[None]:
     """Turn whatever a method of the kind raises into a RecipeError that names the kind, the method, the file and the line."""
     try:
         yield
-    except (Refused, HornbookError):
+    except (Refused, HornbookError, *NOT_ITS_FAULT):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise RecipeError(
             f"stages.{stage.name}: {method} of the kind {stage.kind!r} fails: {describe(error)}",
             "mend it and run again: replies that were written are taken over",
         ) from error
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """Return an exception's type and message, and where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""  # rejects may be published

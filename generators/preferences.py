@@ -25,6 +25,7 @@ from generators.sentences import to_last_sentence
 from hornbook.artifact import Artifact
 from hornbook.chat import Message, chat_of, plain_text
 from hornbook.dice import CHARACTERS, ngram_dice
+from hornbook.engines.foreseen import check_sampling
 from hornbook.engines.interface import EngineSettings, Reply, Sampling
 from hornbook.models import short_name
 from hornbook.preference import DOCUMENT_KIND, Preference, preference_meta, preference_text
@@ -95,8 +96,13 @@ class Preferences(DocumentStage):
         return rubric_identity(self.settings.rubric, self.asking) if self.settings.mode == "ranked" else {}
 
     def check(self) -> None:
-        """Refuse a rubric that cannot be read, and a score that it does not give."""
+        """Refuse a rubric that cannot be read, a score that it does not give, and sampling that an engine cannot do."""
         super().check()
+        settings, place = self.settings, f"stages.{self.name}"
+        if settings.chosen_engine is not None and settings.mode == "data":
+            check_sampling(settings.chosen_engine, settings.sampling, f"{place}.chosen_engine")
+        if settings.judge is not None and settings.mode == "ranked":
+            check_sampling(settings.judge, settings.judge_sampling, f"{place}.judge")
         if self.settings.mode == "ranked":
             self.asking.rubric.require_score(self.settings.score, f"stages.{self.name}.score")
 

@@ -20,11 +20,13 @@ from pydantic import Field, model_validator
 
 from generators.checks import CheckSettings, NearDuplicateSieve, Refused, check_refusal, check_text
 from generators.diversity import EMBEDDED_TEXTS, DiversitySettings
-from generators.kind_faults import describe, usable_prompt
+from generators.kind_faults import NOT_ITS_FAULT, describe, kind_error, usable_prompt
 from generators.sentences import to_last_sentence
 from hornbook.artifact import Artifact
+from hornbook.engines.foreseen import check_sampling
 from hornbook.engines.interface import EngineSettings, Messages, Reply, Sampling, engines_of
-from hornbook.errors import RecipeError
+from hornbook.engines.schema import parse_schema
+from hornbook.errors import EngineError, RecipeError
 from hornbook.fingerprint import code_digest, data_files
 from hornbook.plan import Combinations, golden_choice
 from hornbook.settings import Settings, nearest, runtime
@@ -199,8 +201,14 @@ class PromptedStage(Stage):
         if self.slow_parse:
             import asyncio
 
-            return await asyncio.to_thread(self.accept, prompt, reply)
+            return await asyncio.to_thread(self._accept_in_thread, prompt, reply)
         return self.accept(prompt, reply)
+
+    def _accept_in_thread(self, prompt: Prompt, reply: Reply) -> Parsed:
+        try:
+            return self.accept(prompt, reply)
+        except StopIteration as error:  # no future can hold one: who waits for it would wait for ever
+            raise RuntimeError(f"StopIteration in parse(): {describe(error)}") from error
 
     def accept(self, prompt: Prompt, reply: Reply) -> Parsed:
         """Turn a reply into a document's text. Raises Refused for what failed, was cut, is empty, declines or cannot be parsed."""
@@ -303,7 +311,16 @@ class PromptedStage(Stage):
         return None
 
     def check(self) -> None:
-        """Refuse sampling that the engine cannot do, and more rows than there are distinct prompts."""
+        """Refuse sampling that the engine cannot do, more accepted rows than planned ones, and more rows than there are
+        distinct prompts."""
+        self._check_class()
+        settings = self.settings
+        if settings.rows and settings.accepted and settings.accepted > settings.rows * settings.samples:
+            raise RecipeError(
+                f"stages.{self.name}.accepted: {settings.accepted:,} rows can never be accepted: rows x samples, "
+                f"{settings.rows * settings.samples:,}, are the most that are planned",
+                "leave rows out (over_generation bounds the plan), or raise it",
+            )
         distinct = None if self.combinations is None else len(self.combinations)
         wanted = self.settings.rows or -(-(self.settings.accepted or 1) // self.settings.samples)
         if distinct is not None and wanted > distinct:
@@ -317,10 +334,27 @@ class PromptedStage(Stage):
                     f"stages.{self.name}.{name}: end_bias: an endpoint does not say which token ends its model's replies",
                     "set sampling.end_bias: 0, or use the vllm engine",
                 )
+            check_sampling(engine, sampling, f"stages.{self.name}.{name}")
         if self.inputs:  # its first prompt needs documents that are not there yet
             self.check_templates()
         else:
             self.check_prompt()
+
+    def _check_class(self) -> None:
+        """Refuse a class whose settings or combinations are none: all that follows counts on them."""
+        own = f"the class {type(self).__name__} of {Path(str(sys.modules[type(self).__module__].__file__)).name}"
+        if not isinstance(self.settings, PromptSettings):
+            raise RecipeError(
+                f"stages.{self.name}: {own} has Settings = {type(self.settings).__name__}, not a subclass of PromptSettings",
+                "write: class YourSettings(PromptSettings), with generators.prompted.PromptSettings",
+            )
+        with kind_error(self, "combinations"):
+            found: object = self.combinations
+        if found is not None and not (hasattr(found, "__len__") and hasattr(found, "__getitem__")):
+            raise RecipeError(
+                f"stages.{self.name}: combinations of {own} is {found!r:.200}, not a hornbook.plan.Combinations",
+                "return Combinations(sizes of the axes, a seed), or leave the property out",
+            )
 
     def check_prompt(self) -> None:
         """Render the first row's prompt: a kind or a template that cannot is found before anything runs."""
@@ -334,18 +368,18 @@ class PromptedStage(Stage):
             ) from None
         except Refused:
             return
-        except RecipeError:
+        except (RecipeError, *NOT_ITS_FAULT):
             raise
-        except Exception as error:
+        except BaseException as error:
             raise RecipeError(
                 f"stages.{self.name}: the kind {self.kind!r} fails to make its first prompt: {describe(error)}"
             ) from error
         try:
-            usable_prompt(prompt)
-        except Refused as refused:
-            raise RecipeError(
-                f"stages.{self.name}: the first prompt of the kind {self.kind!r}: {refused.detail}"
-            ) from None
+            if usable_prompt(prompt).schema:
+                parse_schema(prompt.schema)
+        except (Refused, EngineError) as wrong:
+            said = wrong.detail if isinstance(wrong, Refused) else wrong.message
+            raise RecipeError(f"stages.{self.name}: the first prompt of the kind {self.kind!r}: {said}") from None
 
     def refuse_unknown(self, setting: str, noun: str, asked: Iterable[str], known: Iterable[str]) -> None:
         """Raise RecipeError if a setting asks for a name (of a tool, say) that there is not; it says which is nearest."""

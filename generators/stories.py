@@ -6,6 +6,7 @@ The openings are varied on purpose: over half of the published TinyStories begin
 from __future__ import annotations
 
 import importlib.resources
+import sys
 from functools import cache, cached_property
 from itertools import combinations
 from typing import Any, ClassVar, Literal
@@ -15,6 +16,7 @@ from pydantic import Field
 from generators.overlap import held_words
 from generators.prompted import Parsed, Prompt, PromptedStage, PromptSettings, Refused
 from hornbook.plan import Combinations, derive_seed
+from hornbook.settings import nearest
 
 FEATURES = {
     "Dialogue": "The people in the story talk to each other.",
@@ -132,7 +134,29 @@ class Stories(PromptedStage):
         """The language that the prompt asks for, where the identifier knows its name."""
         import pycld2
 
-        return str(dict(pycld2.LANGUAGES).get(prompt.seeds["language"].upper(), ""))
+        return str(dict(pycld2.LANGUAGES).get(_identifiers_name(prompt.seeds["language"]), ""))
+
+    def check(self) -> None:
+        """As for any kind, and say of which languages nothing will be checked: what is asked for may be any language."""
+        import pycld2
+
+        super().check()
+        known = dict(pycld2.LANGUAGES)
+        for language in self.settings.languages:
+            if self.settings.checks.language and _identifiers_name(language) not in known:
+                names = [name.replace("_", " ").title() for name in known if not name.startswith("X_")]
+                close = nearest(language.title(), names)
+                print(
+                    f"warning: stages.{self.name}.languages: the identifier of languages does not know {language!r}"
+                    f"{close if 'did you mean' in close else ''}: its stories are not checked for their language",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+
+def _identifiers_name(language: str) -> str:
+    """Return how the identifier writes a language's English name."""
+    return "_".join(language.upper().split())
 
 
 @cache

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from generators.asking import Together, Writer, made_with, one_failure
 from generators.checks import Refused
 from generators.diversity import cell_of
-from generators.kind_faults import describe, kind_error, usable_parsed, usable_prompt
+from generators.kind_faults import NOT_ITS_FAULT, describe, kind_error, usable_parsed, usable_prompt
 from generators.prompted import Parsed, Prompt, PromptedStage
 from generators.replies import ROLE, Call, EarlierReplies, KnownReplies, replies_bytes
 from generators.steering import Steering
@@ -73,7 +73,7 @@ class PromptMaker(PartMaker):
     ) -> None:
         self.stage, self.writers, self.inputs, self.earlier, self.wave = stage, writers, inputs, earlier, wave
         self._under_way: dict[PartRange, list[WrittenRow]] = {}
-        self.in_flight = stage.settings.parts_in_flight
+        self.kind, self.in_flight = stage.kind, stage.settings.parts_in_flight
         self.replicas = max((len(writer.handle) for writer in writers.values()), default=1)
 
     def setup(self) -> None:
@@ -116,18 +116,18 @@ class PromptMaker(PartMaker):
     def _prompt(self, row: int) -> Prompt:
         try:
             return usable_prompt(self.stage.prompt(row))
-        except (Refused, HornbookError):
+        except (Refused, HornbookError, *NOT_ITS_FAULT):
             raise
-        except Exception as error:  # a user's kind may do anything: the row is a reject that says what
+        except BaseException as error:  # a user's kind may do anything: the row is a reject that says what
             raise Refused("prompt-failed", describe(error)) from error
 
     async def _parsed(self, prompt: Prompt, asker: _Asker) -> Parsed:
         try:
             parsed = usable_parsed(await self.stage.write(prompt, asker))
             self.stage.check_text(prompt, parsed.text)
-        except (Refused, HornbookError):
+        except (Refused, HornbookError, *NOT_ITS_FAULT):
             raise
-        except Exception as error:
+        except BaseException as error:
             raise Refused("parse-failed", describe(error)) from error
         return parsed
 

@@ -13,13 +13,13 @@ import json
 import logging
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hornbook import errors
 from hornbook.artifact import PART_COUNTS, sum_counts
-from hornbook.errors import HornbookError
+from hornbook.errors import ClusterError, HornbookError
 from hornbook.parts import PartContent, PartRange, commit_part, missing_ranges, read_commit, read_commits
 from hornbook.progress import Progress
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 MAX_BLOCKS = 2000
 IN_FLIGHT = 8
 WORKER_RETRIES = 10  # of one range whose worker dies; then the stage fails
+SHOWN_RANGES = 4  # of those that a worker that keeps dying may have died of
 
 
 class PartMaker(ABC):
@@ -41,6 +42,8 @@ class PartMaker(ABC):
     engine: many ranges in flight in one worker).
     """
 
+    kind: str = ""
+    """The kind of stage that it makes parts of, for messages."""
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     max_workers: int | None = None
@@ -77,7 +80,7 @@ def make_parts(
         tokens: the name in `PartContent.counts` that the progress shows as tokens.
 
     Raises:
-        HornbookError: of the kind that a worker raised, or Stopped.
+        HornbookError: of the kind that a worker raised, or Stopped; ClusterError where workers keep dying over the same ranges.
     """
     store, folder = context.artifact.store, context.artifact.folder
     ranges = list(ranges)
@@ -93,6 +96,9 @@ def make_parts(
                 progress.advance(row["planned"], row["rejected"], row["counts"].get(tokens, 0))
                 context.events.emit("part", stage=context.stage, **row)
                 context.check_stop()
+    except _WorkersDied as died:
+        left = missing_ranges(store, folder, missing)
+        raise _worker_error(context.stage, maker, died, left, unit) from None
     finally:
         progress.close()
     return _totals(store, folder)
@@ -104,7 +110,8 @@ def _dataset(context: StageContext, maker: PartMaker, missing: list[PartRange]) 
 
     from hornbook.cluster import require_shared_store
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plan and its timings are in its own log files
+    # Its plan and its timings are in its own log files; what it logs as an error it raises as well.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     store = context.artifact.store
     require_shared_store(store)
     table = pa.table({"start": [part.start for part in missing], "stop": [part.stop for part in missing]})
@@ -152,11 +159,37 @@ def _workers(maker: PartMaker, ranges: int, asynchronous: bool) -> int:
 
 def _committed_rows(dataset: ray.data.Dataset) -> Iterable[dict[str, Any]]:
     import pyarrow as pa
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        assert isinstance(batch, pa.Table)
-        for value in batch.column("result").to_pylist():
-            yield json.loads(value)
+    try:
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            assert isinstance(batch, pa.Table)
+            for value in batch.column("result").to_pylist():
+                yield json.loads(value)
+    except (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:
+        raise _WorkersDied(str(error)) from None
+
+
+class _WorkersDied(Exception):
+    """Ray gave a range up, with what it says of it: whoever took it died, the last retry included."""
+
+
+def _worker_error(
+    stage: str, maker: PartMaker, died: _WorkersDied, left: Sequence[PartRange], unit: str
+) -> ClusterError:
+    """Return what is said of workers that keep dying. Which range they die of only Ray knows: ranges are given out in order,
+    so that it is one of the first that are not there."""
+    under_way = [f"{part.start}-{part.stop - 1}" for part in left[:SHOWN_RANGES]]
+    more = f" or of the {len(left) - SHOWN_RANGES} parts after them" if len(left) > SHOWN_RANGES else ""
+    works = f", which works for the kind {maker.kind!r}," if maker.kind else ""
+    said = next((line.strip() for line in str(died).splitlines() if line.strip()), "")
+    return ClusterError(
+        f"{stage}: a worker process{works} died of the same part {WORKER_RETRIES + 1} times: "
+        f"one of {unit} {', '.join(under_way)}{more}; Ray says: {said}",
+        "most often the kind's own code (a crash of a compiled library, os._exit) or too little memory: smaller parts "
+        "(part_rows) and fewer at once (parts_in_flight) take less; the worker's last words are in Ray's session folder "
+        "(logs/worker-*.err); run again once it is mended: finished parts are kept",
+    )
 
 
 def _result(record: Any) -> Any:
@@ -172,7 +205,10 @@ class _Base:
         self.failure: dict[str, Any] | None = None
         try:
             maker.setup()
-        except Exception as error:  # returned with the first range: an actor that dies in __init__ is retried for ever
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # returned with the first range: an actor that dies in __init__ is retried for ever
             self.failure = _describe(error)
 
     def committed(self, part: PartRange) -> dict[str, Any] | None:
@@ -192,7 +228,7 @@ class _Worker(_Base):
             return _result(self.failure)
         try:
             return _result(self.committed(part) or self.commit(part, self.maker.make(part)))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return _result(_describe(error, part))
 
 
@@ -206,7 +242,7 @@ class _AsyncWorker(_Base):
             return
         try:
             result = self.committed(part) or self.commit(part, await self.maker.make(part))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             result = _describe(error, part)
         yield _result(result)
 
@@ -221,7 +257,7 @@ def _counts(record: Any) -> dict[str, Any]:
     }
 
 
-def _describe(error: Exception, part: PartRange | None = None) -> dict[str, Any]:
+def _describe(error: BaseException, part: PartRange | None = None) -> dict[str, Any]:
     if isinstance(error, HornbookError):
         return {"failure": type(error).__name__, "message": error.message, "cure": error.cure}
     where = f"rows {part.start}-{part.stop}: " if part else ""

@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import Field
 
-from hornbook.engines.interface import EngineSettings
+from hornbook.engines.foreseen import check_engine
+from hornbook.engines.interface import EngineSettings, engines_of
 from hornbook.errors import RecipeError
 from hornbook.settings import Settings, nearest, validate
 from hornbook.stage import Stage
@@ -177,6 +178,8 @@ def _stage(name: str, value: dict[str, Any], top: RecipeFile, where: str, folder
         raise RecipeError(f"{place}.kind: {kind}: {error}") from None
     stage.folder = folder
     try:
+        for field, engine in engines_of(settings).items():
+            check_engine(engine, f"stages.{name}.{field}")
         stage.check()
     except RecipeError as error:
         raise RecipeError(f"{where}: {error.message}", error.cure) from None

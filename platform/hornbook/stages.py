@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any, TypeGuard
 
 from hornbook.errors import RecipeError
 from hornbook.fingerprint import data_files
-from hornbook.settings import nearest
+from hornbook.settings import Settings, nearest
 from hornbook.stage import OWN_SOURCE, Stage
 
 STAGES: dict[str, str] = {
@@ -41,6 +43,9 @@ STAGES: dict[str, str] = {
     "sft": "training.sft:Sft",
     "export": "training.export:Export",
 }
+
+KIND_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+"""What a kind may be called: folders of artifacts bear the name, and `hornbook gc` knows them by it."""
 
 
 def stage_class(kind: str, where: str, folder: Path | None = None) -> type[Stage]:
@@ -79,12 +84,16 @@ def _own_class(kind: str, where: str, folder: Path | None) -> type[Stage]:
             f"{where}.kind: there is no file {file}", "a path from the recipe's folder or the current one"
         )
     try:
-        own = getattr(_load(path.resolve()), name)
-    except AttributeError:
-        raise RecipeError(f"{where}.kind: {file} has no class {name}") from None
-    except Exception as error:  # whatever a user's file does when it is imported
+        module = _load(path.resolve())
+    except (Exception, SystemExit) as error:  # whatever a user's file does when it is imported
         raise RecipeError(f"{where}.kind: {file} cannot be imported: {type(error).__name__}: {error}") from error
-    if not (isinstance(own, type) and issubclass(own, Stage)):
+    own = getattr(module, name, None)
+    if own is None:
+        classes = [
+            known for known, value in vars(module).items() if _is_stage(value) and value.__module__ == module.__name__
+        ]
+        raise RecipeError(f"{where}.kind: {file} has no class {name}{nearest(name, classes) if classes else ''}")
+    if not _is_stage(own):
         raise RecipeError(
             f"{where}.kind: {kind} is no stage",
             "a kind of generated text is a subclass of generators.prompted.PromptedStage",
@@ -92,7 +101,21 @@ def _own_class(kind: str, where: str, folder: Path | None) -> type[Stage]:
     for attribute in ("kind", "produces", "Settings"):
         if not hasattr(own, attribute):
             raise RecipeError(f"{where}.kind: the class {name} of {file} has no {attribute!r}")
+    if not (isinstance(own.kind, str) and KIND_NAME.fullmatch(own.kind)):  # artifacts are named by it
+        raise RecipeError(
+            f"{where}.kind: the class {name} of {file} has kind = {own.kind!r}",
+            "a kind's name has small letters, digits and hyphens only and begins with no hyphen: kind = 'my-riddles'",
+        )
+    if not (isinstance(own.Settings, type) and issubclass(own.Settings, Settings)):
+        raise RecipeError(
+            f"{where}.kind: the class {name} of {file} has Settings = {own.Settings!r}, not a model of settings",
+            "a subclass of generators.prompted.PromptSettings, for a kind of generated text",
+        )
     return own
+
+
+def _is_stage(value: Any) -> TypeGuard[type[Stage]]:
+    return isinstance(value, type) and issubclass(value, Stage)
 
 
 def own_file(file: str, folder: Path | None) -> Path | None:

@@ -13,9 +13,10 @@ import yaml
 from generators.prompted import PromptedStage
 from generators.stories import Stories
 from generators.textbooks import Textbooks
+from hornbook import partwork
 from hornbook.artifact import Artifact
 from hornbook.describe import describe_kind
-from hornbook.errors import RecipeError
+from hornbook.errors import ClusterError, RecipeError
 from hornbook.jobs import code_digest, staged_code
 from hornbook.pipeline import plan_recipe, run_recipe
 from hornbook.recipe import Recipe, check_recipe, load_recipe
@@ -116,6 +117,66 @@ def test_it_has_a_plan_rejects_lineage_and_a_fingerprint(tmp_path: Path, store: 
         ({"tones": 3}, "stages.riddles.tones"),
         ({"kind": KIND.replace("def prompt", "def prompts")}, "abstract"),
         ({"rows": 9}, "9 asked, but there are 8 distinct prompts"),
+        ({"kind": "raise SystemExit"}, "riddles.py cannot be imported: SystemExit"),
+        ({"kind": KIND.replace("return Prompt(self.ask(**seeds), seeds)", "raise SystemExit(3)")}, "SystemExit: 3"),
+        ({"kind": KIND.replace("class Riddles(", "class Ridles(")}, "no class Riddles (did you mean 'Ridles'?)"),
+        ({"kind": KIND.replace('"riddles"', '"a/b"')}, "the class Riddles of riddles.py has kind = 'a/b'"),
+        ({"kind": KIND.replace('"riddles"', '"my riddles!"')}, "has kind = 'my riddles!'"),
+        ({"kind": KIND.replace('"riddles"', "7")}, "has kind = 7"),
+        (
+            {"kind": KIND.replace("Settings = RiddleSettings", "Settings = dict")},
+            "has Settings = <class 'dict'>, not a model",
+        ),
+        (
+            {
+                "kind": KIND.replace("(PromptSettings)", "(BaseModel)").replace(
+                    "from pydantic", "from pydantic import BaseModel\nfrom pydantic"
+                )
+            },
+            "RiddleSettings'>, not a model",
+        ),
+        (
+            {
+                "kind": KIND.replace("(PromptSettings)", "(Settings, extra='ignore')").replace(
+                    "from pydantic", "from hornbook.settings import Settings\nfrom pydantic", 1
+                )
+            },
+            "the class Riddles of riddles.py has Settings = RiddleSettings, not a subclass of",
+        ),
+        (
+            {"kind": KIND.replace("return Combinations(", "return 8 or (")},
+            "combinations of the class Riddles of riddles.py is 8, not a hornbook.plan.Combinations",
+        ),
+        (
+            {"kind": KIND.replace("return Combinations(", "return self.nothing or (")},
+            "combinations of the kind 'riddles' fails: AttributeError",
+        ),
+        (
+            {
+                "kind": KIND.replace(
+                    "return Prompt(self.ask(**seeds), seeds)", "return Prompt(self.ask(**seeds), seeds, schema='{')"
+                )
+            },
+            "schema",
+        ),
+        (
+            {
+                "kind": KIND.replace(
+                    "return Prompt(self.ask(**seeds), seeds)",
+                    "return Prompt(self.ask(**seeds), seeds, schema='{\"type\": 5}')",
+                )
+            },
+            "JSON Schema",
+        ),
+        (
+            {
+                "kind": KIND.replace(
+                    "return Prompt(self.ask(**seeds), seeds)",
+                    "return Prompt(self.ask(**seeds), seeds, required='word')",
+                )
+            },
+            "required is 'word', not a tuple of words",
+        ),
     ],
 )
 def test_a_malformed_kind_is_found_before_anything_runs(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
@@ -150,6 +211,8 @@ def test_what_fails_in_one_row_is_a_reject(tmp_path: Path, store: Store, ray_clu
 ODD = """
     def prompt(self, row):
         seeds, ask = {"row": row}, ({"role": "user", "content": f"Row {row}."},)
+        if row == 22:
+            raise SystemExit("no prompt")
         return [
             Prompt(ask, seeds), "a riddle", (ask, seeds), Prompt("a riddle", seeds), Prompt(({"role": "user"},), seeds),
             Prompt(ask, None), Prompt(ask, {"set": {1}}), Prompt(ask, seeds, parents=("key",)), Prompt(ask, seeds, (b"short",)),
@@ -160,23 +223,35 @@ ODD = """
         row = prompt.seeds["row"]
         if row == 18:
             raise Refused(5, ValueError("no riddle"))
+        if row == 20:
+            raise SystemExit("no answer")
+        if row == 21:
+            raise type("Away", (BaseException,), {})("gone")
+        if row == 23:
+            next(iter(()))
         return {
             11: text, 12: Parsed(text, None), 13: Parsed(text, {"set": {1}}), 14: Parsed(""), 15: Parsed(b"bytes"),
             16: Parsed(text + chr(0xD83D)), 17: Parsed(text, {1: chr(0xD83D)}),
         }.get(row, Parsed(text))
 """
 ODD_KIND = KIND[: KIND.index("    @cached_property")] + ODD
+SLOW = "    slow_parse = True\n"  # parses in a thread
 
 
-def test_whatever_a_kind_returns_for_a_row_is_a_reject_that_says_what(
-    tmp_path: Path, store: Store, ray_cluster: None
+@pytest.mark.parametrize("slow", ["", SLOW])
+def test_whatever_a_kind_does_for_a_row_is_a_reject_that_says_what(
+    tmp_path: Path, store: Store, ray_cluster: None, slow: str
 ) -> None:
-    artifact = make(store, riddles(tmp_path, kind=ODD_KIND, rows=20, part_rows=20, checks={"near_duplicates": False}))
-    assert artifact.manifest.counts["planned"] == 20
+    kind = ODD_KIND + slow
+    artifact = make(store, riddles(tmp_path, kind=kind, rows=24, part_rows=24, checks={"near_duplicates": False}))
+    assert artifact.manifest.counts["planned"] == 24
     assert [row["id"] >> 16 for row in rows(artifact)] == [0, 19]
     reasons = {row["id"]: (row["reason"], row["detail"]) for row in rows(artifact, "rejects")}
-    expected = dict.fromkeys(range(1, 11), "prompt-failed") | dict.fromkeys(range(11, 18), "parse-failed")
+    expected = dict.fromkeys((*range(1, 11), 22), "prompt-failed")
+    expected |= dict.fromkeys((*range(11, 18), 20, 21, 23), "parse-failed")
     assert {row: reason for row, (reason, _) in reasons.items()} == expected | {14: "empty", 18: "5"}
+    assert "SystemExit: no answer (riddles.py" in reasons[20][1] and "Away: gone" in reasons[21][1]
+    assert "SystemExit: no prompt" in reasons[22][1] and "StopIteration" in reasons[23][1]
     assert "seeds cannot be kept as JSON" in reasons[6][1] and "not a tuple of keys" in reasons[8][1]
     assert reasons[18][1] == "no riddle"
 
@@ -185,6 +260,7 @@ def test_whatever_a_kind_returns_for_a_row_is_a_reject_that_says_what(
     ("method", "said"),
     [
         ("def open(self, inputs): 1 / 0", r"open\(\) of the kind 'riddles' fails: ZeroDivisionError.*riddles\.py:\d+"),
+        ("def open(self, inputs): raise SystemExit(3)", r"open\(\) of the kind 'riddles' fails: SystemExit: 3"),
         ("def sieves(self): return 7", r"sieves\(\) of the kind 'riddles' fails: TypeError"),
         ("def sieves(self): return [object()]", r"the sieve object of the kind 'riddles' fails: AttributeError"),
         ("def learn(self, accepted): return [row['nothing'] for row in accepted]", r"learn\(\) .* KeyError: 'nothing'"),
@@ -196,6 +272,26 @@ def test_what_fails_for_the_whole_stage_is_an_error_that_names_the_method(
 ) -> None:
     with pytest.raises(RecipeError, match=said):
         make(store, riddles(tmp_path, kind=f"{KIND}\n    {method}\n", rows=4))
+
+
+def test_a_worker_that_keeps_dying_is_one_message(
+    tmp_path: Path,
+    store: Store,
+    ray_cluster: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(partwork, "WORKER_RETRIES", 0)
+    kind = KIND.replace("if len(text) % 5 == 0:", "import os\n        os._exit(3)\n        if text:")
+    with pytest.raises(ClusterError) as caught:
+        make(store, riddles(tmp_path, kind=kind))
+    error = caught.value
+    assert (
+        "riddles: a worker process, which works for the kind 'riddles', died of the same part 1 times" in error.message
+    )
+    assert "rows 0-1, 2-3, 4-5, 6-7; Ray says: " in error.message and "\n" not in error.message
+    assert "memory" in error.cure and "run again" in error.cure
+    assert error.__suppress_context__ and not caplog.records
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,18 @@ def test_words_are_not_looked_for_in_other_languages() -> None:
     assert stories().language_of(stories().prompt(0)) == "en"
     elvish = stories(languages=["Sindarin"])
     assert elvish.language_of(elvish.prompt(0)) == "", "the identifier does not know it"
+    creole = stories(languages=["Haitian Creole"])
+    assert creole.language_of(creole.prompt(0)) == "ht"
+
+
+def test_a_language_that_cannot_be_checked_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    stories(languages=["german", "Haitian Creole"]).check()
+    stories(languages=["Klingon"], checks={"language": False}).check()
+    assert capsys.readouterr().err == ""
+    stories(languages=["Germann", "Klingon"]).check()
+    misspelt, unknown = capsys.readouterr().err.splitlines()
+    assert "does not know 'Germann' (did you mean 'German'?)" in misspelt
+    assert "does not know 'Klingon'" in unknown and "not checked" in unknown
 
 
 def test_every_feature_has_a_name_of_its_own() -> None:

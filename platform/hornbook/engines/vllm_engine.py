@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hornbook import models
 from hornbook.engines.child_stderr import ChildStderr
+from hornbook.engines.foreseen import speculation_problem
 from hornbook.engines.interface import (
     EngineDied,
     EngineSettings,
@@ -133,11 +134,8 @@ class VLLMEngine:
             return failed(f"the chat template of {self.settings.model!r} refuses the conversation: {error}")
 
     def _check_sampling(self, sampling: Sampling) -> None:
-        if self.settings.speculation != "none" and (sampling.min_p or sampling.end_bias):
-            raise EngineError(
-                f"speculation: {self.settings.speculation} takes neither sampling.min_p nor sampling.end_bias (vLLM 0.32)",
-                "set both to 0, or engine.speculation: none",
-            )
+        if problem := speculation_problem(self.settings, sampling):
+            raise EngineError(*problem)
 
     async def _answer(self, request: Request, prompt: list[int] | Reply, sampling: Sampling) -> Reply:
         if isinstance(prompt, Reply):
