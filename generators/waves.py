@@ -331,7 +331,8 @@ def _too_few(stage: PromptedStage, artifact: Artifact, accepted: int, planned: i
     settings = stage.settings
     outcome = f"{stage.name}: {accepted:,} of {settings.accepted:,} rows were accepted after {planned:,} planned ones"
     rejected = _rejected(artifact)
-    if planned < settings.planned_rows * settings.samples:
+    distinct = None if stage.combinations is None else len(stage.combinations) * settings.samples
+    if planned < settings.planned_rows * settings.samples or planned == distinct:
         return DataError(
             f"{outcome}: there are no more distinct prompts{rejected}",
             f"{stage.too_many_rows}; or mend what is rejected",

@@ -236,7 +236,8 @@ def _check_inputs(entry: RecipeStage, stages: Mapping[str, RecipeStage], where: 
                 raise RecipeError(f"{place}.{role}: needs {roles[role].produces}, but {name} makes {produces}")
     for role, declared in roles.items():
         if not declared.optional and not entry.inputs.get(role):
-            fitting = [name for name, other in stages.items() if other.stage.produces == declared.produces]
+            others = [(name, other.stage) for name, other in stages.items() if name != entry.name]
+            fitting = [name for name, stage in others if stage.produces == declared.produces]
             raise RecipeError(
                 f"{place}.{role}: {entry.stage.kind} needs this input",
                 f"name a stage that makes {declared.produces}: {', '.join(fitting) or 'there is none yet'}",

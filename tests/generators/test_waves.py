@@ -77,8 +77,9 @@ def test_a_budget_too_small_says_so_and_a_larger_one_goes_on(stage_context: Any,
     assert max(Counter(lines(log)).values()) == 1, "a row was asked twice"
 
 
-def test_a_plan_ends_where_the_distinct_prompts_do(stage_context: Any) -> None:
-    few = numbers(Twelve, accepted=12, refused=5, over_generation=4)
+@pytest.mark.parametrize("over_generation", [1, 4])
+def test_a_plan_ends_where_the_distinct_prompts_do(stage_context: Any, over_generation: int) -> None:
+    few = numbers(Twelve, accepted=12, refused=5, over_generation=over_generation)
     few.check()
     assert few.most_rows == 12
     with pytest.raises(DataError, match=r"after 12 planned ones: there are no more distinct prompts") as caught:

@@ -103,6 +103,12 @@ def test_what_is_wrong_is_named(tmp_path: Path, value: object, message: str) -> 
     assert "recipe.yaml" in str(caught.value)
 
 
+def test_a_missing_input_is_not_to_be_had_of_the_stage_itself() -> None:
+    with pytest.raises(RecipeError, match="questions needs this input") as caught:
+        check_recipe(changed("stages", "questions", "inputs", value={}), "test")
+    assert "textbooks" in caught.value.cure and "questions" not in caught.value.cure
+
+
 def test_one_value_stands_for_a_list_of_one() -> None:
     one = check_recipe(changed("stages", "stories", "ages", value="5-6"), "test").stages["stories"].stage.settings
     assert (
