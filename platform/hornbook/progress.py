@@ -12,6 +12,8 @@ import time
 from typing import Any, TextIO
 
 LOG_SECONDS = 10.0
+MOST_TIMES = 6
+"""While nothing is finished, lines come ever less often, up to so many times LOG_SECONDS apart: an engine may load for minutes."""
 
 
 class Progress:
@@ -68,13 +70,20 @@ class Progress:
         return time.monotonic() - self._began
 
     def _say(self, stream: TextIO) -> None:
+        waited, due = 0, 1
         while not self._closed.wait(LOG_SECONDS):
+            waited += 1
+            if waited < due and self.done == self._done_before:
+                continue
             print(f"{self.stage}: {self.line()}", file=stream, flush=True)
+            waited, due = 0, min(2 * due, MOST_TIMES)
 
     def _rate(self) -> float:
         return (self.done - self._done_before) / max(self.seconds, 1e-9)
 
     def _figures(self) -> str:
+        if self.done == self._done_before:
+            return f", none finished yet after {duration(self.seconds)}" + (f", {self.note}" if self.note else "")
         figures = f", {self._rate():,.1f} {self.unit}/s"
         if self.tokens:
             figures += f", {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s"
