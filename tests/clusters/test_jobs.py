@@ -193,6 +193,7 @@ SMALL_DEMO = [
     "stages.export.serving.kind=echo",
     "stages.questions.engine.kind=openai",
     "stages.questions.checks.near_duplicates=false",
+    "stages.questions.least_drawn=0",  # the endpoint speaks of ice, whatever it is asked
     "stages.stories.rows=32",
     "stages.textbooks.rows=16",
     "stages.web.files=120",
