@@ -28,7 +28,9 @@ def test_a_run_is_followed_stopped_and_goes_on(
     hornbook: Callable[..., Answer], tmp_path: Path, ray_cluster: None
 ) -> None:
     recipe, store = tmp_path / "slow.yaml", Store(str(tmp_path / "store"))
-    recipe.write_text(yaml.safe_dump({**RECIPE, "engine": {"kind": "echo", "echo_tokens_per_second": 60}}))
+    slow = {**RECIPE["stages"]["stories"], "parts_in_flight": 2}  # the second terminal takes seconds to open
+    engine = {"kind": "echo", "echo_tokens_per_second": 60}
+    recipe.write_text(yaml.safe_dump({**RECIPE, "engine": engine, "stages": {"stories": slow}}))
     told: dict[str, str] = {}
 
     def watch_and_stop() -> None:
