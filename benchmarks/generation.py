@@ -170,6 +170,7 @@ class _FinishTimes:
         self._stream = log.open()
         self._stream.seek(0, os.SEEK_END)
         self._times: dict[str, float] = {}
+        self._rest = ""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
@@ -188,7 +189,8 @@ class _FinishTimes:
 
     def _read(self) -> None:
         now = time.monotonic()
-        for line in self._stream.readlines():
+        *lines, self._rest = (self._rest + self._stream.read()).split("\n")  # the last one may be half written
+        for line in lines:
             what, tag, _ = line.split()
             if what == "done":
                 self._times[tag] = now
