@@ -22,11 +22,11 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from generators.chatter import find_chatter, find_self_talk, plain
 from generators.checks import (
     CheckSettings,
     NearDuplicateSieve,
     Refused,
-    check_chatter,
     check_refusal,
     check_text,
     find_missing,
@@ -40,7 +40,7 @@ from generators.steering import steer_next
 from hornbook.models import resolve
 from hornbook.near_duplicates import NearDuplicates, words_of
 
-ROWS = 500
+ROWS = 200
 ROUNDS = 5
 TOKENS = 200
 MODEL = "smollm2-135m-instruct"
@@ -97,7 +97,7 @@ def main() -> None:
     checks: dict[str, Callable[[int], object]] = {
         "splitting into words": lambda row: words_of(rows[row]),
         "refusal": lambda row: find_refusal(rows[row]),
-        "chatter": lambda row: check_chatter(rows[row]),
+        "chatter": lambda row: find_chatter(plain(rows[row])) or find_self_talk(plain(rows[row])),
         "missing words": lambda row: find_missing(rows[row], words[row], required),
         "repetition": lambda row: find_repetition(rows[row], words[row], settings),
         "language": lambda row: other_language(rows[row], "en"),
