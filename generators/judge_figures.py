@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from generators.overlap import words
+from generators.overlap import alike
 from generators.rubric import REASON, Rubric
 from hornbook.artifact import Artifact
 from hornbook.score_figures import kept_and_histogram
@@ -37,14 +37,15 @@ def judge_figures(graded: Artifact, rubric: Rubric, score: str, threshold: float
     sums = _Sums([*numbers, "score", "characters"])
     counts: dict[str, Counter[str]] = {criterion.name: Counter() for criterion in rubric.criteria}
     by_source: dict[str, list[float]] = {}
-    examples, copied, reasons = [set(words(example.reason)) for example in rubric.examples], 0, 0
+    examples, copied, reasons = [example.reason for example in rubric.examples], 0, 0
     for table in graded.tables():
         sums.add(np.column_stack([table.column(name).to_numpy().astype(float) for name in sums.names]))
         for criterion in rubric.criteria:
             found = table.column(criterion.name).to_pylist()
             counts[criterion.name].update(found if criterion.choices else [f"{round(value)}" for value in found])
         if REASON in table.column_names:
-            copied += sum(_repeats(reason, examples) for reason in table.column(REASON).to_pylist())
+            for reason in table.column(REASON).to_pylist():
+                copied += any(alike(reason, example, SAME_REASON) for example in examples)
             reasons += table.num_rows
         for source, value in zip(table.column("source").to_pylist(), table.column("score").to_pylist(), strict=True):
             total = by_source.setdefault(source, [0, 0.0])
@@ -76,11 +77,6 @@ def judge_figures(graded: Artifact, rubric: Rubric, score: str, threshold: float
         metrics["copied_reasons"] = round(copied / reasons, 4)
     metrics["warnings"] = _warnings(metrics, sums)
     return metrics
-
-
-def _repeats(reason: str, examples: list[set[str]]) -> bool:
-    own = set(words(reason))
-    return any(len(own & example) > SAME_REASON * len(own | example) for example in examples)
 
 
 class _Sums:

@@ -58,10 +58,10 @@ def words(text: str) -> list[str]:
     return [found.casefold().replace("’", "'") for found in WORD.findall(text)]
 
 
-def alike(text: str, other: str) -> bool:
-    """Tell whether two texts have over SAME_WORDS of their words in common (Jaccard index), in any order."""
+def alike(text: str, other: str, share: float = SAME_WORDS) -> bool:
+    """Tell whether two texts have over this share of their words in common (Jaccard index), in any order."""
     own, others = set(words(text)), set(words(other))
-    return len(own & others) > SAME_WORDS * len(own | others)
+    return len(own & others) > share * len(own | others)
 
 
 def repeated_sentence(text: str, earlier: str, least_words: int) -> str:
