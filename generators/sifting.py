@@ -23,7 +23,7 @@ from generators.prompted import PromptedStage, Sieve
 from generators.replies import DRAFTS, ROLE
 from generators.steering import steer_next
 from hornbook.artifact import Artifact
-from hornbook.documents import REJECT_SCHEMA, canonical_json, planned_row
+from hornbook.documents import REJECT_SCHEMA, canonical_json, planned_row, written_tokens
 from hornbook.parts import PartCommit, PartContent, PartRange, commit_part, cut_range, read_commit, read_part
 from hornbook.store import Store
 
@@ -186,8 +186,8 @@ def _asked(prompt: str) -> str:
 def _kept_counts(table: pa.Table) -> dict[str, float]:
     """Return the sums over the documents that were kept: their tokens, and how many each model wrote."""
     counts: Counter[str] = Counter(tokens=0)
-    for made in table["made_by"].to_pylist():
+    for made, meta in zip(table["made_by"].to_pylist(), table["meta"].to_pylist(), strict=True):
         if made["model"]:
-            counts["tokens"] += made["completion_tokens"]
+            counts["tokens"] += written_tokens(made, meta)
             counts[f"accepted:{made['model']}"] += 1
     return dict(counts)

@@ -21,7 +21,7 @@ from generators.replies import DRAFTS, SAVED, EarlierReplies, earlier_replies
 from generators.sifting import Sifted, Sifter
 from generators.writing import PromptMaker
 from hornbook.artifact import Artifact, sum_counts, sum_reasons
-from hornbook.documents import canonical_json
+from hornbook.documents import canonical_json, written_tokens
 from hornbook.errors import DataError, HornbookError
 from hornbook.parts import PartRange, committed_starts, cut_range, read_commits
 from hornbook.stage import StageContext, StageResult
@@ -312,9 +312,9 @@ def corpus_metrics(artifact: Artifact) -> dict[str, Any]:
     openers: Counter[str] = Counter()
     lengths: list[int] = []
     for part in parts[::step]:
-        table = artifact.read(part, columns=["text", "made_by.completion_tokens"])
+        table = artifact.read(part, columns=["text", "made_by", "meta"])
         openers.update(" ".join(text.split(None, 3)[:3]) for text in table["text"].to_pylist())
-        lengths += table["completion_tokens"].to_pylist()  # pyarrow names a nested column by its last part
+        lengths += map(written_tokens, table["made_by"].to_pylist(), table["meta"].to_pylist())
     lengths.sort()
     median = lengths[len(lengths) // 2] if lengths else 0
     return {"median_tokens": median, "openers": openers.most_common(10)}

@@ -138,7 +138,10 @@ class PromptMaker(PartMaker):
             meta["wave"] = self.wave
         asked = written.asked
         if len(asked) > 1:
-            meta["calls"] = [{"model": made.model, "prompt": made.prompt} for made in asked[1:]]
+            meta["calls"] = [
+                {"model": made.model, "prompt": made.prompt, "completion_tokens": made.completion_tokens}
+                for made in asked[1:]
+            ]
         if asked:
             made_by, key = replace(asked[0], seeds=seeds), written.calls[0].key
         else:  # nothing was asked: it is made of its seeds and parents alone

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from hornbook.artifact import Artifact
+from hornbook.documents import written_tokens
 from hornbook.parts import PartCommit
 
 SAMPLED_DOCUMENTS = 50_000
@@ -49,7 +50,7 @@ class CorpusSample:
                 self.licences[str(json.loads(meta).get("license") or UNKNOWN)] += 1
             else:
                 self.generated = True
-                self.tokens.append(made_by["completion_tokens"])
+                self.tokens.append(written_tokens(made_by, meta))
                 if made_by["model"]:  # else it is made of its parents alone
                     self.models.setdefault(made_by["model"], made_by["revision"])
 

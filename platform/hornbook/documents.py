@@ -115,6 +115,18 @@ def generated_key(messages: Sequence[Mapping[str, str]], revision: str, sampling
     return hashlib.blake2b(made_of.encode(), digest_size=KEY_BYTES).digest()
 
 
+def written_tokens(made_by: Mapping[str, Any], meta: str) -> int:
+    """Return the tokens that models wrote for a document, in all calls that it took.
+
+    Args:
+        made_by: how its first call was made.
+        meta: its metadata, JSON; `calls` has the calls after the first.
+    """
+    further = json.loads(meta).get("calls", []) if '"calls"' in meta else []
+    later = sum(call.get("completion_tokens", 0) for call in further if isinstance(call, dict))
+    return int(made_by["completion_tokens"] + later)
+
+
 def content_key(data: bytes) -> bytes:
     """Return the 16-byte key of a document that was read: a hash of its bytes."""
     return hashlib.blake2b(data, digest_size=KEY_BYTES).digest()

@@ -17,7 +17,7 @@ from generators.preferences import PairPrompt, Preferences, serving
 from generators.prompted import Parsed, Refused
 from hornbook.artifact import Artifact
 from hornbook.chat import Message, chat_meta, plain_text
-from hornbook.documents import Document, content_key, document_id, documents_table
+from hornbook.documents import Document, content_key, document_id, documents_table, planned_row
 from hornbook.engines.interface import EngineSettings, Reply
 from hornbook.errors import RecipeError
 from hornbook.parts import PartContent, PartRange, commit_part
@@ -256,6 +256,9 @@ def test_several_calls_of_a_row_are_kept_for_the_next_run(ray_cluster, stage_con
     assert len(kept) == 3 * 2 * 3, "three prompts, three answers and three gradings of each"
     pairs = [json.loads(row["meta"]) for table in made.tables() for row in table.to_pylist()]
     assert pairs and all(pair["grades"]["chosen"] > pair["grades"]["rejected"] for pair in pairs)
+    accepted = {planned_row(row["id"]) for table in made.tables() for row in table.to_pylist()}
+    written = [row["completion_tokens"] for row in kept if row["unit"] in accepted]
+    assert made.manifest.counts["tokens"] == sum(written), "of all six calls of a row"
     made.store.delete(made.folder)
     assert stage_context.finished(stage, documents=[chats(stage_context.store)]).manifest.digest == digest
 
