@@ -215,6 +215,11 @@ class _Base:
         record = read_commit(self.store, self.folder, part)
         return None if record is None else _counts(record)
 
+    def failed(self, error: BaseException, part: PartRange) -> dict[str, Any]:
+        """Return what the driver is told. It stops the stage at that, so what this worker began now would be lost, and paid."""
+        self.failure = self.failure or _describe(error, part)
+        return _describe(error, part)
+
     def commit(self, part: PartRange, content: PartContent) -> dict[str, Any]:
         return _counts(commit_part(self.store, self.folder, part, content))
 
@@ -229,7 +234,7 @@ class _Worker(_Base):
         try:
             return _result(self.committed(part) or self.commit(part, self.maker.make(part)))
         except (Exception, SystemExit) as error:
-            return _result(_describe(error, part))
+            return _result(self.failed(error, part))
 
 
 class _AsyncWorker(_Base):
@@ -243,7 +248,7 @@ class _AsyncWorker(_Base):
         try:
             result = self.committed(part) or self.commit(part, await self.maker.make(part))
         except (Exception, SystemExit) as error:
-            result = _describe(error, part)
+            result = self.failed(error, part)
         yield _result(result)
 
 
