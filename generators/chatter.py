@@ -72,21 +72,25 @@ _CONTRACTIONS = (
     ("here's ", "here is "),
     ("that's ", "that is "),
     ("you're ", "you are "),
+    ("can't ", "cannot "),
+    ("can not ", "cannot "),
+    ("won't ", "will not "),
+    ("don't ", "do not "),
 )
 
 
 def plain(text: str) -> str:
-    """Return what the patterns read: a text without quoted speech, in lower case, contractions written out."""
+    """Return what patterns read: a text from its first word on, without quoted speech, in lower case, contractions written
+    out."""
     text = _QUOTED.sub("", text).lower()
     for short, long in _CONTRACTIONS:
         text = text.replace(short, long)
-    return text
+    return text.lstrip("*_#>-. \n\t")
 
 
 def find_chatter(plain_text: str) -> str:
     """Return the words with which an assistant talks to its user, at either end of a text, or an empty text."""
-    opening = plain_text[:OPENING].lstrip("*_#>-. \n\t")
-    match = _BEGINS.search(opening) or _ENDS.search(plain_text[-ENDING:])
+    match = _BEGINS.search(plain_text[:OPENING]) or _ENDS.search(plain_text[-ENDING:])
     return match[0].strip() if match else ""
 
 
@@ -95,7 +99,7 @@ def find_answer_chatter(plain_answer: str) -> str:
 
     Much that is chatter in a text belongs in a chat: this looks for less than `find_chatter`, at the beginning only.
     """
-    match = _ANSWER_BEGINS.match(plain_answer.lstrip("*_#>-. \n\t"))
+    match = _ANSWER_BEGINS.match(plain_answer)
     return match[0] if match else ""
 
 

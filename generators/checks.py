@@ -134,6 +134,11 @@ def check_finished(text: str) -> None:
     """Pass a text, or raise Refused with the reason `placeholder` or `unclosed-block`."""
     if placeholder := find_placeholder(text):
         raise Refused("placeholder", placeholder)
+    check_blocks(text)
+
+
+def check_blocks(text: str) -> None:
+    """Pass a text, or raise Refused with the reason `unclosed-block`."""
     if text.count(FENCE) % 2:
         raise Refused("unclosed-block", text[text.rfind(FENCE) :][:200])
 
@@ -194,24 +199,12 @@ _REFUSALS_WITHIN = {  # by what a text must hold for the pattern to be worth loo
     "as a": re.compile(rf"(?:^|[.!?,] +)as {_MODEL}[^.!?]{{0,40}}?\bi (?:do|cannot|can|am|have|will|must)\b"),
     "against my ": re.compile(r"\bagainst my (?:programming|guidelines|policies)"),
 }
-_CONTRACTIONS = {
-    "’": "'",
-    "i'm ": "i am ",
-    "can't ": "cannot ",
-    "can not ": "cannot ",
-    "won't ": "will not ",
-    "don't ": "do not ",
-}
-_QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|«[^»]*»|„[^“]*“")
 
 
 @lru_cache(maxsize=256)  # of a reply that is the document, it is asked twice
 def find_refusal(text: str) -> str:
     """Return the words with which a model declines at the beginning of its answer, or an empty text."""
-    opening = text[:OPENING_CHARACTERS].lower()
-    for short, long in _CONTRACTIONS.items():
-        opening = opening.replace(short, long)
-    opening = _QUOTED.sub("", opening).lstrip("*_#>-. \n\t")
+    opening = plain(text[:OPENING_CHARACTERS])
     found = _REFUSALS_AT_START.match(opening)
     for sign, pattern in _REFUSALS_WITHIN.items():
         found = found or (pattern.search(opening) if sign in opening else None)

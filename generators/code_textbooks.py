@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from generators.checks import check_text
+from generators.checks import check_blocks, check_text
 from generators.exercises import STOPPED, require_code_runs
 from generators.prompted import Messages, Parsed, Prompt, PromptSettings, Refused
 from generators.python_code import (
@@ -154,8 +154,7 @@ class CodeTextbooks(TopicStage):
             SandboxError: code cannot be run here.
         """
         snippets = python_blocks(text)
-        if text.count("```") % 2:
-            raise Refused("unclosed-block", text[-200:])
+        check_blocks(text)
         if not snippets:
             raise Refused("no-snippet")
         words = len(without_blocks(text).split())
