@@ -35,7 +35,7 @@ from generators.checks import (
     other_language,
     sure_language,
 )
-from generators.diversity import DiversitySettings, Ends, Wave, embedding_model
+from generators.diversity import EMBEDDED_TEXTS, DiversitySettings, Ends, Wave, embedding_model
 from generators.steering import steer_next
 from hornbook.models import resolve
 from hornbook.near_duplicates import NearDuplicates, words_of
@@ -132,7 +132,7 @@ def main() -> None:
     print(f"the same, steered, in waves of {', '.join(map(str, WAVES))} ...: {tracked['steered']:.4f} ms a row")
     load = spent(embedding_model)
     print(f"loading the embedding model, once: {load:.1f} s")
-    embedded = track(rows, arguments.rows, embedded=64, rounds=1)
+    embedded = track(rows, arguments.rows, embedded=EMBEDDED_TEXTS, rounds=1)
     for name, without in tracked.items():
         with_model = embedded[name] + 1000 * load / arguments.rows
         print(f"{name}: with embeddings {with_model - without:.4f} ms a row more, loading included")

@@ -27,11 +27,13 @@ SMALLEST_CELL = 40
 """Texts below which a cell's shares are noise: 5% of 40 is two texts."""
 SMALLEST_COMPARED = 16
 """Texts of the first waves, from which on they are compared with the last."""
-EMBEDDED_TEXTS = 64
+EMBEDDED_TEXTS = 32
+TEXTS_FOR_ONE_EMBEDDED = 8
+"""A wave's texts for each of them that is embedded: so it costs little beside their writing, however small the wave."""
 SMALLEST_EMBEDDED = 32
 """Texts of a corpus, from which on some are embedded: the model takes seconds to load."""
 EMBEDDING_MODEL = "all-minilm-l6-v2"
-EMBEDDED_TOKENS = 128
+EMBEDDED_TOKENS = 64
 EVERYWHERE = "*"
 
 
@@ -51,8 +53,9 @@ class DiversitySettings(Settings):
     embedded: int | None = Field(
         None,
         ge=0,
-        description=f"Texts embedded of the first and of the last wave, and when steering of every wave. Default: "
-        f"{EMBEDDED_TEXTS} where there are at least {SMALLEST_EMBEDDED} texts, and none of what `echo` writes.",
+        description=f"Texts embedded of the first and of the last wave, and when steering of every wave (there at most one "
+        f"in {TEXTS_FOR_ONE_EMBEDDED}). Default: {EMBEDDED_TEXTS} where there are at least {SMALLEST_EMBEDDED} texts, and none "
+        "of what `echo` writes.",
     )
     means: tuple[Literal["decoding", "prompt", "temperature", "cells"], ...] = Field(
         ("decoding", "temperature"),
@@ -135,7 +138,8 @@ class Wave:
         found = {EVERYWHERE: text_figures(self.whole)}
         found |= {name: text_figures(cell) for name, cell in self.cells.items() if name != EVERYWHERE}
         if settings.steer and settings.embedded and self.whole.texts >= SMALLEST_CELL and embeds():
-            for name, similarity in self._similarities(settings.embedded).items():
+            embedded = min(settings.embedded, self.whole.texts // TEXTS_FOR_ONE_EMBEDDED)
+            for name, similarity in self._similarities(embedded).items():
                 found[name]["embedding_similarity"] = similarity
         return found
 
