@@ -2,7 +2,9 @@
 run.
 
 Both engines are loaded once and take turns, so that whatever else the machine does hits both. The steady state is what
-lies between 20% and 80% of the finished prompts; the ratio is the median over the pairs.
+lies between 20% and 80% of the finished prompts; the ratio is the median over the pairs. Where other machines share memory and
+cache with this one, turns a minute apart differ by a tenth; what hornbook's own processes take from the engine is in the ratio of
+the processor cores that vLLM's worker had in each turn's steady state.
 
     python benchmarks/generation.py --prompts 512 --pairs 5
 """
@@ -22,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
+
 from generators.replies import ROLE
 from generators.stories import Stories, StorySettings
 from generators.writing import sampling_seed
@@ -38,10 +42,12 @@ STEADY = (0.2, 0.8)
 
 @dataclass(frozen=True)
 class Timing:
-    """One side's run: tokens/s in the steady state and overall, the tokens written and the seconds taken."""
+    """One side's run: tokens/s in the steady state and overall, processor cores of the engine's worker in the steady state, the
+    tokens written and the seconds taken."""
 
     steady: float
     overall: float
+    cores: float
     tokens: int
     seconds: float
 
@@ -163,6 +169,32 @@ class ThroughStage:
         shutil.rmtree(self._folder)
 
 
+class _WorkerTime:
+    """Notes every second how much processor time vLLM's workers, of both engines, have had."""
+
+    def __init__(self) -> None:
+        self._workers = [process for process in psutil.process_iter(["name"]) if process.info["name"] == "VLLM::Worker"]
+        self._noted: list[tuple[float, float]] = []
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._note, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the notes."""
+        self._stopped.set()
+        self._thread.join()
+
+    def cores(self, began: float, ended: float) -> float:
+        """Return how many cores the workers kept busy between two times (time.monotonic)."""
+        within = [(at, spent) for at, spent in self._noted if began <= at <= ended]
+        (first, before), (last, after) = within[0], within[-1]
+        return (after - before) / (last - first)
+
+    def _note(self) -> None:
+        while not self._stopped.wait(1.0):
+            self._noted.append((time.monotonic(), sum(sum(worker.cpu_times()[:2]) for worker in self._workers)))
+
+
 class _FinishTimes:
     """Follows a request log from its present end and notes when each `done` line appears."""
 
@@ -211,14 +243,16 @@ def prompts(count: int, run: int) -> list[Request]:
 
 def measure(side: Side, requests: list[Request]) -> Timing:
     """Run one side once."""
-    began = time.monotonic()
+    worker, began = _WorkerTime(), time.monotonic()
     finished = sorted(side.generate(requests))
     seconds = time.monotonic() - began
+    worker.stop()
     assert len(finished) == len(requests), f"{side.name}: {len(finished)} of {len(requests)} finished"
     first, last = (int(len(finished) * share) - 1 for share in STEADY)
     steady_tokens = sum(tokens for _, tokens in finished[first + 1 : last + 1])
     tokens = sum(tokens for _, tokens in finished)
-    return Timing(steady_tokens / (finished[last][0] - finished[first][0]), tokens / seconds, tokens, seconds)
+    steady = steady_tokens / (finished[last][0] - finished[first][0])
+    return Timing(steady, tokens / seconds, worker.cores(finished[first][0], finished[last][0]), tokens, seconds)
 
 
 def compare(reference: Side, ours: Side, count: int, pairs: int) -> dict[str, Any]:
@@ -241,7 +275,7 @@ def compare(reference: Side, ours: Side, count: int, pairs: int) -> dict[str, An
             getattr(b, kind) / getattr(a, kind)
             for a, b in zip(timings[reference.name], timings[ours.name], strict=True)
         ]
-        for kind in ("steady", "overall")
+        for kind in ("steady", "overall", "cores")
     }
     return {
         "prompts": count,
@@ -251,6 +285,7 @@ def compare(reference: Side, ours: Side, count: int, pairs: int) -> dict[str, An
         },
         "steady_ratio": round(statistics.median(ratios["steady"]), 3),
         "overall_ratio": round(statistics.median(ratios["overall"]), 3),
+        "worker_cores_ratio": round(statistics.median(ratios["cores"]), 3),
         "steady_ratios": [round(ratio, 3) for ratio in ratios["steady"]],
     }
 
