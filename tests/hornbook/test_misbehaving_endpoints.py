@@ -103,7 +103,7 @@ def test_where_patience_is_short_three_attempts_are_enough(endpoint: Endpoint) -
     endpoint.behaviour = lambda number, handler: (
         send(handler, 500, b"") if endpoint.asked(number) == "poison" else well(handler)
     )
-    (reply,) = ask(endpoint.engine(outage_seconds=0.15), [request("poison")])
+    (reply,) = ask(endpoint.engine(outage_seconds=0.06), [request("poison")])
     assert reply.finish_reason == "error"
     assert 3 <= asked(endpoint)["poison"] < openai_engine.ATTEMPTS_BESIDE_ANSWERS
 
