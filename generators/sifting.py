@@ -188,6 +188,6 @@ def _kept_counts(table: pa.Table) -> dict[str, float]:
     counts: Counter[str] = Counter(tokens=0)
     for made, meta in zip(table["made_by"].to_pylist(), table["meta"].to_pylist(), strict=True):
         if made["model"]:
-            counts["tokens"] += written_tokens(made, meta)
+            counts["tokens"] += written_tokens(made["completion_tokens"], meta)
             counts[f"accepted:{made['model']}"] += 1
     return dict(counts)

@@ -312,9 +312,10 @@ def corpus_metrics(artifact: Artifact) -> dict[str, Any]:
     openers: Counter[str] = Counter()
     lengths: list[int] = []
     for part in parts[::step]:
-        table = artifact.read(part, columns=["text", "made_by", "meta"])
+        table = artifact.read(part, columns=["text", "made_by.completion_tokens", "meta"])
         openers.update(" ".join(text.split(None, 3)[:3]) for text in table["text"].to_pylist())
-        lengths += map(written_tokens, table["made_by"].to_pylist(), table["meta"].to_pylist())
+        first = table["completion_tokens"].to_pylist()  # pyarrow names a nested column by its last part
+        lengths += map(written_tokens, first, table["meta"].to_pylist())
     lengths.sort()
     median = lengths[len(lengths) // 2] if lengths else 0
     return {"median_tokens": median, "openers": openers.most_common(10)}

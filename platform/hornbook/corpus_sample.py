@@ -50,7 +50,7 @@ class CorpusSample:
                 self.licences[str(json.loads(meta).get("license") or UNKNOWN)] += 1
             else:
                 self.generated = True
-                self.tokens.append(written_tokens(made_by, meta))
+                self.tokens.append(written_tokens(made_by["completion_tokens"], meta))
                 if made_by["model"]:  # else it is made of its parents alone
                     self.models.setdefault(made_by["model"], made_by["revision"])
 

@@ -115,16 +115,18 @@ def generated_key(messages: Sequence[Mapping[str, str]], revision: str, sampling
     return hashlib.blake2b(made_of.encode(), digest_size=KEY_BYTES).digest()
 
 
-def written_tokens(made_by: Mapping[str, Any], meta: str) -> int:
+def written_tokens(first: int, meta: str) -> int:
     """Return the tokens that models wrote for a document, in all calls that it took.
 
     Args:
-        made_by: how its first call was made.
-        meta: its metadata, JSON; `calls` has the calls after the first.
+        first: `completion_tokens` of its first call.
+        meta: its metadata, JSON; `calls` has the calls after the first, or whatever a kind of its own calls so.
     """
-    further = json.loads(meta).get("calls", []) if '"calls"' in meta else []
-    later = sum(call.get("completion_tokens", 0) for call in further if isinstance(call, dict))
-    return int(made_by["completion_tokens"] + later)
+    calls = json.loads(meta).get("calls") if '"calls"' in meta else None
+    later = (
+        [call.get("completion_tokens") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    )
+    return first + sum(tokens for tokens in later if isinstance(tokens, int))
 
 
 def content_key(data: bytes) -> bytes:

@@ -217,8 +217,8 @@ class _Base:
 
     def failed(self, error: BaseException, part: PartRange) -> dict[str, Any]:
         """Return what the driver is told. It stops the stage at that, so what this worker began now would be lost, and paid."""
-        self.failure = self.failure or _describe(error, part)
-        return _describe(error, part)
+        self.failure = _describe(error, part)
+        return self.failure
 
     def commit(self, part: PartRange, content: PartContent) -> dict[str, Any]:
         return _counts(commit_part(self.store, self.folder, part, content))

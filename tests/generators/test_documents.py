@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from generators.documents import DocumentReader, cut_passages, extract, without_markup
 from generators.questions import Questions, QuestionSettings
+from hornbook.documents import written_tokens
 from hornbook.errors import DataError, RecipeError
 from hornbook.scores import ScoreFilter
 from hornbook.stage import Expected
@@ -141,3 +142,17 @@ def test_an_extract_ends_with_a_paragraph_or_a_sentence() -> None:
 )
 def test_markup_is_taken_away_and_text_is_not(marked: str, plain: str) -> None:
     assert without_markup(marked) == plain
+
+
+@pytest.mark.parametrize(
+    ("meta", "tokens"),
+    [
+        ("{}", 5),
+        ('{"calls":[{"completion_tokens":7,"model":"m"},{"completion_tokens":2}]}', 14),
+        ('{"calls":[{"model":"made before tokens were noted"}]}', 5),
+        ('{"calls":3}', 5),
+        ('{"calls":["a kind\'s own",{"completion_tokens":"many"}]}', 5),
+    ],
+)
+def test_tokens_of_all_calls_are_counted_and_a_kinds_own_meta_is_no_error(meta: str, tokens: int) -> None:
+    assert written_tokens(5, meta) == tokens
