@@ -266,12 +266,12 @@ def _call(what: str, ask: Callable[[], Any]) -> Any:
 
 
 def _cure(reason: str) -> str:
-    if "Authenticat" in reason or "401" in reason or "403" in reason or "token" in reason.lower():
+    if re.search(r"Authenticat|\b40[13]\b|token", reason, re.IGNORECASE):
         return (
             "the cluster wants its token: export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE (a copy of the head "
             "node's token, mode 0600)"
         )
-    if "404" in reason or "JSON" in reason or "Expecting value" in reason:
+    if re.search(r"\b404\b|JSON|Expecting value", reason):
         return "something else listens at that address: pass --address http://HOST:PORT of Ray's dashboard"
     return (
         "start one (`RAY_AUTH_MODE=token ray start --head --dashboard-host 127.0.0.1`), open a tunnel to one "

@@ -174,7 +174,7 @@ def test_submit_refuses_what_cannot_work_before_it_asks_a_cluster(
 
 def test_submit_where_no_ray_listens_names_the_cure(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HORNBOOK_STORE", "/data/hornbook")
-    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+    with stranger_on(range(40100, 40200)) as server:  # the port is no status code, though it has a 401 in it
         address = f"http://127.0.0.1:{server.server_port}"
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(ClusterError) as other:
@@ -184,6 +184,14 @@ def test_submit_where_no_ray_listens_names_the_cure(recipe: Path, monkeypatch: p
     with pytest.raises(ClusterError, match=address) as nobody:
         submit(str(recipe), address=address)
     assert "--address" in nobody.value.cure
+
+
+def stranger_on(ports: range) -> http.server.HTTPServer:
+    """Return a web server that is not Ray, on the first free port."""
+    for port in ports:
+        with suppress(OSError):
+            return http.server.HTTPServer(("127.0.0.1", port), http.server.BaseHTTPRequestHandler)
+    raise AssertionError(f"no free port in {ports}")
 
 
 # The recipe `demo` small: every stage runs, on few rows, with the engine that needs no model. That one cannot write a
