@@ -30,7 +30,7 @@ class TextAttributes(Stage):
         rows = inputs["documents"][0].rows
         return Expected(planned=rows, unit="documents", rows=rows)
 
-    def setup(self) -> None:  # noqa: B027 - most have nothing to load
+    def setup(self) -> None:
         """Load what is heavy, once per worker."""
 
     @abstractmethod
