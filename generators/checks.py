@@ -19,6 +19,7 @@ from pydantic import Field
 from generators.chatter import find_answer_chatter, find_chatter, find_placeholder, find_self_talk, plain
 from generators.inflections import inflections
 from generators.sentences import SENTENCE_END
+from hornbook.language import UNKNOWN, identify, language_code, same_or_near
 from hornbook.near_duplicates import NearDuplicates, words_of
 from hornbook.settings import Settings
 
@@ -287,19 +288,14 @@ def _shown(words: Sequence[bytes]) -> str:
 
 # Language.
 
-# What the identifier (CLD2) mistakes for one another in short texts, and codes of its own.
-_SAME = {"iw": "he", "jw": "jv", "mo": "ro", "nb": "no", "nn": "no", "sh": "sr"}
-_NEAR = (frozenset(("no", "da")), frozenset(("hr", "sr", "bs")), frozenset(("id", "ms")), frozenset(("cs", "sk")))
-_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-
 
 def other_language(text: str, language: str) -> str:
     """Return the code of the language that a text is in where that is surely not `language`, else an empty text.
 
     Too short texts, several languages without a clear majority and what the identifier does not know pass.
     """
-    code, wanted = _language(text, WRONG_LANGUAGE_PERCENT), _code(language)
-    return "" if code == wanted or any(code in near and wanted in near for near in _NEAR) else code
+    code = _language(text, WRONG_LANGUAGE_PERCENT)
+    return "" if same_or_near(code, language_code(language)) else code
 
 
 @lru_cache(maxsize=256)
@@ -314,17 +310,6 @@ def sure_language(text: str) -> str:
 def _language(text: str, percent: int, least_bytes: int = 0) -> str:
     """Return the code of a text's language where the identifier is sure of it, read so many bytes of words and gives it more
     than `percent` of them."""
-    import pycld2
-
-    try:
-        reliable, size, found = pycld2.detect(_CONTROLS.sub(" ", text))
-    except pycld2.error:  # characters that Unicode does not assign
-        return ""
-    code = _code(found[0][1])
-    sure = reliable and size >= max(MIN_LANGUAGE_BYTES, least_bytes) and found[0][2] > percent
-    return code if sure and code != "un" else ""
-
-
-def _code(code: str) -> str:
-    code = code.partition("-")[0].lower()
-    return _SAME.get(code, code)
+    found = identify(text)
+    sure = found.reliable and found.size >= max(MIN_LANGUAGE_BYTES, least_bytes) and found.percent > percent
+    return found.code if sure and found.code != UNKNOWN else ""
