@@ -34,6 +34,8 @@ STAGES: dict[str, str] = {
     "preferences": "generators.preferences:Preferences",
     "files": "classifiers.files:Files",
     "installed-python": "classifiers.installed_python:InstalledPython",
+    "extract": "classifiers.extract:Extract",
+    "language": "classifiers.language:Language",
     "annotate": "classifiers.annotate:Annotate",
     "embed": "classifiers.embed:Embed",
     "quality": "classifiers.quality:Quality",
