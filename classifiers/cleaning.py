@@ -115,9 +115,10 @@ def repair_encoding(text: str) -> str:
     import ftfy
     from ftfy.badness import is_bad
 
-    if not is_bad(text):  # then no line is, and ftfy leaves them all as they are
-        return text
-    return "\n".join(line if line.isascii() else ftfy.fix_encoding(line) for line in text.split("\n"))
+    def repaired(line: str) -> str:
+        return line if line.isascii() or not is_bad(line) else ftfy.fix_encoding(line)
+
+    return "\n".join(map(repaired, text.split("\n")))
 
 
 _LINE_BREAKS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")

@@ -28,6 +28,8 @@ def main(extractor: str, seconds: float, memory_mib: int) -> None:
         os.dup2(nothing, descriptor)
     logging.disable(logging.CRITICAL)
     extract = EXTRACTORS[extractor]()
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which a parent may have ignored or blocked
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     confine(memory_mib)
     answer(answers, READY, "")
     while length := requests.read(LENGTH_BYTES):
