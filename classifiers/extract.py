@@ -110,7 +110,7 @@ class ExtractPart(PartMaker):
 
     def make(self, part: PartRange) -> PartContent:
         """Return the cleaned documents in the input's order, with its ids, and rejects."""
-        raw = self.documents.read(self.parts[part.start], columns=DOCUMENT_SCHEMA.names)
+        raw = self.documents.read(self.parts[part.start], columns=DOCUMENT_SCHEMA.names).select(DOCUMENT_SCHEMA.names)
         ids = raw.column("id").to_pylist()
         counts: Counter[str] = Counter()
         kept: list[bool] = []
