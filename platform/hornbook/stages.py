@@ -34,6 +34,7 @@ STAGES: dict[str, str] = {
     "preferences": "generators.preferences:Preferences",
     "files": "classifiers.files:Files",
     "installed-python": "classifiers.installed_python:InstalledPython",
+    "heuristics": "classifiers.heuristics:Heuristics",
     "annotate": "classifiers.annotate:Annotate",
     "embed": "classifiers.embed:Embed",
     "quality": "classifiers.quality:Quality",
