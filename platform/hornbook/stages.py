@@ -35,6 +35,7 @@ STAGES: dict[str, str] = {
     "files": "classifiers.files:Files",
     "installed-python": "classifiers.installed_python:InstalledPython",
     "heuristics": "classifiers.heuristics:Heuristics",
+    "pii": "classifiers.pii:Pii",
     "annotate": "classifiers.annotate:Annotate",
     "embed": "classifiers.embed:Embed",
     "quality": "classifiers.quality:Quality",
