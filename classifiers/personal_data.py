@@ -16,8 +16,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Literal
 
-TYPES = ("key", "email", "ip", "card", "phone")
+Type = Literal["key", "email", "ip", "card", "phone"]
+TYPES: tuple[Type, ...] = ("key", "email", "ip", "card", "phone")
 """In the order in which they are looked for: what one takes, the next does not see."""
 
 _PASSES = 5  # a replacement may uncover something beside it; a second pass nearly always finds nothing

@@ -14,15 +14,13 @@ from typing import ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from classifiers.personal_data import TYPES, replaced
+from classifiers.personal_data import TYPES, Type, replaced
 from hornbook.artifact import Artifact
 from hornbook.documents import DOCUMENT_SCHEMA, canonical_json, content_key
 from hornbook.parts import PartCommit, PartContent, PartRange, same_ids
 from hornbook.partwork import PartMaker
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
-
-Type = Literal["key", "email", "ip", "card", "phone"]
 
 
 class PiiSettings(Settings):
