@@ -95,17 +95,25 @@ _ASSIGNMENT = re.compile(
     re.IGNORECASE,
 )
 
+_SYLLABLES = re.compile(r"[a-z]{5}")
+
 
 def _keys(text: str, reserved: bool, counts: Counter[str]) -> str:
     if "PRIVATE KEY" in text:
         text = _substituted(_KEY_BLOCK, text, "key", counts, _is_block)
     text = _substituted(_TOKEN, text, "key", counts, lambda match: len(set(match[0])) > 8)
-    return _substituted(_ASSIGNMENT, text, "key", counts, lambda match: looks_random(match["value"]))
+    return _substituted(_ASSIGNMENT, text, "key", counts, _is_secret)
 
 
 def _is_block(match: re.Match[str]) -> bool:
     """Tell a block with a key from a program's two strings that a block begins and ends with."""
     return match["body"] is None or _KEY_BODY.search(match["body"]) is not None
+
+
+def _is_secret(match: re.Match[str]) -> bool:
+    """Tell a secret from a program's names, which stand without quotes and have syllables in them."""
+    value = match["value"]
+    return looks_random(value) and (bool(match["quote"]) or not _SYLLABLES.search(value))
 
 
 def looks_random(value: str) -> bool:
@@ -159,9 +167,11 @@ def _is_email(match: re.Match[str], reserved: bool) -> bool:
 
 # --- IP addresses ----------------------------------------------------------------------------------------------------
 
-_IPV4 = re.compile(r"(?<![\w.-])\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\w)")
-_IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4})?(?::[0-9A-Fa-f]{0,4}){2,7}+(?![\w:])")
-_VERSION_BEFORE = re.compile(r"(?:version|release|revision|\bver\.?|\brev\.?|\bv)[\s\"':=(\[-]*\Z|[=~!<>]=\s*\Z")
+_IPV4 = re.compile(r"(?<![\w.-])\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\w|/\d{1,3}(?!\d))")  # networks (/24) are nobody
+_IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4})?(?::[0-9A-Fa-f]{0,4}){2,7}+(?![\w:]|/\d{1,3}(?!\d))")
+_VERSION_BEFORE = re.compile(
+    r"(?:version|release|section|oid|objectidentifier|revision|\bver\.?|\brev\.?|\bv)[\s\"':=(\[-]*\Z|[=~!<>]=\s*\Z"
+)
 _ADDRESS_BEFORE = re.compile(
     r"(?<!<)\b(?:ip|ips|ipv4|host|addr|address|server|dns|nameserver|gateway|ping|ssh)\b|://|@"
 )
@@ -244,7 +254,7 @@ _NATIONAL = re.compile(
     r")(?![\w+/-]|\.\d| [0-9A-Fa-f]{2,4}\b)"
 )
 _CALLED = re.compile(
-    r"\b(?:tel|telephone|telefon|phone|mobile|mobil|call|fax|whatsapp)\b(?: (?:number|no)\b)?[.:#]{0,2}+[ \t]{0,2}+"
+    r"\b(?:tel|telephone|telefon|phone|mobile|mobil|fax|whatsapp)\b(?: (?:number|no)\b)?[.:#]{0,2}+[ \t]{0,2}+"
     r"(?P<value>\(?\d(?:[ ./()-]{0,2}+\d){6,14}+)(?![\w/-]|\.\d)",
     re.IGNORECASE,
 )
@@ -280,7 +290,7 @@ def _is_national(match: re.Match[str]) -> bool:
 def _is_called(match: re.Match[str]) -> bool:
     """Take whatever number a word introduces, dates apart."""
     digits = sum(_groups(match["value"]))
-    return 7 <= digits <= 15 and not re.match(r"(?:19|20)\d\d[-./]\d\d[-./]\d\d", match["value"])
+    return 7 <= digits <= 15 and not re.search(r"(?<!\d)(?:19|20)\d\d[-./]\d\d[-./]\d\d", match["value"])
 
 
 _FINDERS: dict[str, Callable[[str, bool, Counter[str]], str]] = {
