@@ -41,8 +41,8 @@ class TextAttributes(Stage):
     def schema(self) -> pa.Schema:
         """Return the columns that `attributes` gives, without `id`, `key` and `source`."""
 
-    def counts(self, found: pa.Table) -> Mapping[str, float]:
-        """Return sums over the columns of a part, which `figures` finds added up in `totals.counts`."""
+    def counts(self, table: pa.Table) -> Mapping[str, float]:
+        """Return sums over a part's rows; added up over all parts they are `totals.counts` of `figures`."""
         return {}
 
     def figures(self, artifact: Artifact, totals: Totals) -> Mapping[str, Any]:
@@ -88,5 +88,5 @@ class AttributePart(PartMaker):
         beside = table.select(["id", "key", "source"]).filter(pa.array(kept, pa.bool_()))
         for name in found.column_names:
             beside = beside.append_column(found.schema.field(name), found.column(name))
-        counts = self.stage.counts(found)
-        return PartContent(beside, rejects_table(rejects), planned=ids, unit_of=same_ids, counts=counts)
+        counts = self.stage.counts(beside)
+        return PartContent(table=beside, rejects=rejects_table(rejects), planned=ids, unit_of=same_ids, counts=counts)

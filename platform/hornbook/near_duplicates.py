@@ -48,8 +48,13 @@ def words_of(text: str) -> list[bytes]:
     """Return a text's words, case folded, without punctuation; in scripts without spaces each character is one."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text).casefold()
-        text = _UNSPACED.sub(r" \1 ", _SEPARATOR.sub(" ", text))
+        text = spaced(_SEPARATOR.sub(" ", text))
     return text.encode("utf-8", "replace").translate(_TO_WORDS).split()
+
+
+def spaced(text: str) -> str:
+    """Return a text with a space on each side of every character of a script that is written without spaces."""
+    return text if text.isascii() else _UNSPACED.sub(r" \1 ", text)
 
 
 def signatures_of(texts: Sequence[str], shingle: int = SHINGLE) -> Signatures:

@@ -36,6 +36,8 @@ STAGES: dict[str, str] = {
     "installed-python": "classifiers.installed_python:InstalledPython",
     "extract": "classifiers.extract:Extract",
     "language": "classifiers.language:Language",
+    "heuristics": "classifiers.heuristics:Heuristics",
+    "pii": "classifiers.pii:Pii",
     "annotate": "classifiers.annotate:Annotate",
     "embed": "classifiers.embed:Embed",
     "quality": "classifiers.quality:Quality",
