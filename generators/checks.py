@@ -19,8 +19,9 @@ from pydantic import Field
 from generators.chatter import find_answer_chatter, find_chatter, find_placeholder, find_self_talk, plain
 from generators.inflections import inflections
 from generators.sentences import SENTENCE_END
-from hornbook.near_duplicates import NearDuplicates, words_of
+from hornbook.near_duplicates import NearDuplicates
 from hornbook.settings import Settings
+from hornbook.shingles import words_of
 
 OPENING_CHARACTERS = 300
 MIN_WORDS = 4
