@@ -36,6 +36,7 @@ STAGES: dict[str, str] = {
     "installed-python": "classifiers.installed_python:InstalledPython",
     "annotate": "classifiers.annotate:Annotate",
     "embed": "classifiers.embed:Embed",
+    "dedup": "classifiers.dedup:Dedup",
     "quality": "classifiers.quality:Quality",
     "tokenizer": "training.tokenizer:TokenizerStage",
     "pack": "training.pack:Pack",
