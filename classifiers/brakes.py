@@ -23,7 +23,8 @@ from hornbook.parts import PartContent, PartRange
 from hornbook.partwork import PartMaker
 
 SHOWN = 5
-"""Clusters and sources that have examples."""
+EXAMPLE_SOURCES = 20
+"""Problems that an error tells, and clusters and sources that have examples."""
 EXAMPLES = 3
 EXAMPLE_CHARACTERS = 160
 
@@ -63,7 +64,7 @@ class SummaryPart(PartMaker):
         worst = sorted(
             (name for name in sources if share[name]),
             key=lambda name: (-share[name] * sources[name].total() ** 0.5, name),
-        )[:SHOWN]
+        )[:EXAMPLE_SOURCES]
         summary = {
             "counts": self.counts,
             "sources": {name: dict(sorted(sources[name].items())) for name in sorted(sources)},

@@ -1,7 +1,7 @@
 """Fourth step of deduplication: clusters of documents that duplicates join, and the one of each that is kept.
 
 The connected components of all edges, by one worker. Edges are read a million at a time and never held; what is held is
-BYTES_PER_MEMBER for each document that has a duplicate (not for the others): 1 GiB for five million of them.
+BYTES_PER_MEMBER for each document that has a duplicate (not for the others): 1 GiB for five million of them (measured: 192).
 """
 
 from __future__ import annotations

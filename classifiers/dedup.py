@@ -69,9 +69,7 @@ class DedupSettings(Settings):
         le=4096,
         description="Most MinHash slots. As many are used as find a pair at the threshold with 99%.",
     )
-    longest: int = Field(
-        1_000_000, ge=1, description="Words (or characters) above which a document is compared exactly only."
-    )
+    longest: int = Field(4_000_000, ge=1, description="Characters above which a document is compared exactly only.")
     keep: Literal["first", "best"] = Field(
         "first", description="Which of a cluster is kept: the first in the order of inputs, or that of the best score."
     )

@@ -7,6 +7,8 @@ all parts: all documents that share a hash. 16 bytes a document and band, and 36
 from __future__ import annotations
 
 import hashlib
+import itertools
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,7 +39,7 @@ class Shingling:
     Attributes:
         unit: `words` (single characters where a script has no spaces) or `characters`.
         size: of how many units a shingle is made.
-        longest: units above which a text is compared exactly only: its set would not fit in memory.
+        longest: characters above which a text is compared exactly only: its words would not fit in memory.
     """
 
     unit: str
@@ -49,19 +51,29 @@ class Shingling:
 
         A text's hashes are in its order and may repeat.
         """
+        short = [place for place, text in enumerate(texts) if len(text) <= self.longest]
         if self.unit == "characters":
-            have = [place for place, text in enumerate(texts) if text.strip() and len(text) <= self.longest]
+            have = [place for place in short if texts[place].strip()]
             return np.array(have, np.int64), *character_shingles([texts[place] for place in have], self.size)
-        units = [words_of(text) for text in texts]
-        have = [place for place, found in enumerate(units) if 0 < len(found) <= self.longest]
-        return np.array(have, np.int64), *word_shingles([units[place] for place in have], self.size)
+        words = {place: found for place in short if (found := words_of(texts[place]))}
+        return np.array(list(words), np.int64), *word_shingles(list(words.values()), self.size)
 
 
-def normalised(text: str) -> bytes:
-    """Return what exact duplicates have in common: the text in NFC, every run of white space one space, ends stripped."""
+def text_hash(text: str, at_once: int = CHARACTERS_AT_ONCE) -> bytes:
+    """Return 16 bytes that exact duplicates have in common.
+
+    They are the same text in NFC once every run of white space is one space and the ends are stripped.
+    """
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
-    return " ".join(text.split()).encode("utf-8", "replace")
+    hasher = hashlib.blake2b(digest_size=16)
+    if len(text) <= at_once:
+        hasher.update(" ".join([*text.split(), ""]).encode("utf-8", "replace"))
+    else:  # a list of all words takes twenty times the text
+        words = re.finditer(r"\S+", text)
+        while some := [word.group() for word in itertools.islice(words, at_once // 8 + 1)]:
+            hasher.update(" ".join([*some, ""]).encode("utf-8", "replace"))
+    return hasher.digest()
 
 
 def text_batches(texts: Sequence[str], characters: int = CHARACTERS_AT_ONCE) -> Iterator[tuple[int, int]]:
@@ -89,9 +101,7 @@ class SketchPart(PartMaker):
         table = self.corpus.read(part.start, ["id", "key", "text"])
         self._refuse_doubled_ids(table, part.start)
         texts = table.column("text").to_pylist()
-        content = np.frombuffer(
-            b"".join(hashlib.blake2b(normalised(text), digest_size=16).digest() for text in texts), "<u8"
-        ).reshape(-1, 2)
+        content = np.frombuffer(b"".join(map(text_hash, texts)), "<u8").reshape(-1, 2)
         bands, compared = self._bands(texts, content[:, 0])
         exact = np.empty(len(texts), EXACT)
         exact["hash"], exact["low"], exact["row"] = content[:, 0], content[:, 1], np.arange(len(texts))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from classifiers.candidates import ALL_PAIRS, NEIGHBOURS, PAIR, candidate_pairs
 from classifiers.components import Clusters
-from classifiers.sketches import BAND, slice_of, text_batches
+from classifiers.sketches import BAND, slice_of, text_batches, text_hash
 from classifiers.verification import jaccard, verified
 
 
@@ -121,3 +121,9 @@ def test_batches_of_texts_are_bounded(texts: list[str], characters: int) -> None
     batches = list(text_batches(texts, characters))
     assert [text for start, stop in batches for text in texts[start:stop]] == texts
     assert all(stop - start == 1 or sum(map(len, texts[start:stop])) <= characters for start, stop in batches)
+
+
+@given(st.text(alphabet="ab \n\t\u2003\u0301\x1ce", max_size=40), st.integers(1, 40))
+def test_a_long_text_has_the_hash_that_it_had_in_one_go(text: str, at_once: int) -> None:
+    assert text_hash(text, at_once) == text_hash(text)
+    assert text_hash(f"\n {text}  ") == text_hash(" ".join(text.split())) != text_hash(text + " c")
