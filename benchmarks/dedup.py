@@ -21,7 +21,6 @@ import importlib.util
 import itertools
 import json
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -405,7 +404,9 @@ def similarity(one: str, other: str) -> float:
 
 
 def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Return this process's peak; getrusage would count what its parent held when it was started."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 if __name__ == "__main__":
