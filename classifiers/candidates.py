@@ -21,7 +21,7 @@ from hornbook.shingles import Hashes
 
 PAIR = np.dtype([("low", "<i8"), ("high", "<i8")])
 """Ordinals of two documents, the earlier one first."""
-ALL_PAIRS = 32
+ALL_PAIRS = 16
 """Documents of different text in a bucket up to which every pair of them becomes a candidate."""
 NEIGHBOURS = 8
 """In larger buckets a document is compared with the bucket's first and with so many after it."""

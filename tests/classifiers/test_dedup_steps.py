@@ -30,7 +30,7 @@ def test_documents_of_different_text_in_one_bucket_are_candidates(entries: list[
     for hashed, ordinal in entries:
         if (hashed, ordinal) not in seen:
             seen.add((hashed, ordinal))
-            rows.append((hashed, text_of.setdefault(ordinal, ordinal % 17), ordinal))
+            rows.append((hashed, text_of.setdefault(ordinal, ordinal % 13), ordinal))
     records = bucket([row[0] for row in rows], [row[1] for row in rows])
     pairs, skipped = candidate_pairs(records, np.array([row[2] for row in rows], np.int64))
     expected = set()
