@@ -38,7 +38,8 @@ from generators.checks import (
 from generators.diversity import EMBEDDED_TEXTS, DiversitySettings, Ends, Wave, embedding_model
 from generators.steering import steer_next
 from hornbook.models import resolve
-from hornbook.near_duplicates import NearDuplicates, words_of
+from hornbook.near_duplicates import NearDuplicates
+from hornbook.shingles import words_of
 
 ROWS = 200
 ROUNDS = 5

@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from hornbook.near_duplicates import SHINGLE, SLOTS, NearDuplicates, bands_for, words_of
+from hornbook.near_duplicates import SHINGLE, SLOTS, NearDuplicates
+from hornbook.shingles import bands_for, words_of
 
 BLOCK = 1000
 VOCABULARY = 5000
@@ -135,7 +136,7 @@ def ours() -> Callable[[list[str]], list[Answer]]:
 def datasketch() -> Callable[[list[str]], list[Answer]]:
     from datasketch import MinHash, MinHashLSH
 
-    index = MinHashLSH(num_perm=SLOTS, params=bands_for(THRESHOLD))
+    index = MinHashLSH(num_perm=SLOTS, params=bands_for(THRESHOLD, SLOTS))
     kept: list[Any] = []
 
     def find(texts: list[str]) -> list[Answer]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from hornbook.near_duplicates import spaced
+from hornbook.shingles import spaced
 
 Found = TypeVar("Found")
 Integers = npt.NDArray[np.int64]

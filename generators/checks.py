@@ -20,8 +20,9 @@ from generators.chatter import find_answer_chatter, find_chatter, find_placehold
 from generators.inflections import inflections
 from generators.sentences import SENTENCE_END
 from hornbook.language import UNKNOWN, identify, language_code, same_or_near
-from hornbook.near_duplicates import NearDuplicates, words_of
+from hornbook.near_duplicates import NearDuplicates
 from hornbook.settings import Settings
+from hornbook.shingles import words_of
 
 OPENING_CHARACTERS = 300
 MIN_WORDS = 4

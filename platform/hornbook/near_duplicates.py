@@ -11,50 +11,21 @@ compares with originals alone, so that a chain of small changes never grows into
 
 from __future__ import annotations
 
-import math
-import re
-import unicodedata
 from collections.abc import Iterable, Sequence
-from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
+from hornbook.shingles import Hashes, bands_for, minhash, mixed, odd_numbers, word_shingles, words_of
+
 SLOTS = 256
-SEED = 42
 SHINGLE = 3
-# A pair at the threshold becomes a candidate with at least this probability; more similar pairs with a higher one.
-RECALL = 0.99
 # Steps along each band's chain. Where thousands of documents share a band (half of each is one boiler-plate), only the
 # newest are looked at, so that a row's cost stays bounded.
 CHAIN = 64
 FIRST_CAPACITY = 4096
 
-# Words are runs of letters, digits and the signs that change what a sum or a formula says; all else separates them.
-_WORD_BYTES = bytes(range(128, 256)) + b"abcdefghijklmnopqrstuvwxyz0123456789_+-/=<>%^"
-_TO_WORDS = bytes(byte if byte in _WORD_BYTES else 32 for byte in bytes(range(256)).lower())
-_SEPARATOR = re.compile(r"[^\w+\-/=<>%^]")
-# Scripts that are written without spaces: each character counts as a word.
-_UNSPACED = re.compile(r"([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])")
-
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-_MIX = np.uint64(0xBF58476D1CE4E5B9)
-
 Signatures = npt.NDArray[np.uint8]
-Hashes = npt.NDArray[np.uint64]
-
-
-def words_of(text: str) -> list[bytes]:
-    """Return a text's words, case folded, without punctuation; in scripts without spaces each character is one."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFC", text).casefold()
-        text = spaced(_SEPARATOR.sub(" ", text))
-    return text.encode("utf-8", "replace").translate(_TO_WORDS).split()
-
-
-def spaced(text: str) -> str:
-    """Return a text with a space on each side of every character of a script that is written without spaces."""
-    return text if text.isascii() else _UNSPACED.sub(r" \1 ", text)
 
 
 def signatures_of(texts: Sequence[str], shingle: int = SHINGLE) -> Signatures:
@@ -62,38 +33,7 @@ def signatures_of(texts: Sequence[str], shingle: int = SHINGLE) -> Signatures:
 
     A text of fewer words is one shingle.
     """
-    from rensa import RMinHash
-
-    if not texts:
-        return np.empty((0, SLOTS), np.uint8)
-    padding = [0] * shingle
-    hashes = [
-        found if len(found) >= shingle else [*found, *padding[len(found) :]]
-        for found in RMinHash.hash_token_sets([words_of(text) for text in texts])
-    ]
-    lengths = np.fromiter(map(len, hashes), np.int64, len(hashes))
-    flat = np.fromiter(chain.from_iterable(hashes), np.uint64, int(lengths.sum()))
-    count = len(flat) - shingle + 1
-    rolled = flat[:count].copy()
-    for offset in range(1, shingle):
-        rolled = rolled * _MULTIPLIER + flat[offset : offset + count]
-    document = np.repeat(np.arange(len(texts)), lengths)
-    within = document[:count] == document[shingle - 1 :]
-    offsets = np.concatenate(([0], np.cumsum(lengths - shingle + 1))).astype(np.uint64)
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(_mixed(rolled[within]), offsets, SLOTS, SEED)
-    values = chain.from_iterable(matrix.to_rows())
-    return np.fromiter(values, np.uint32, SLOTS * len(texts)).astype(np.uint8).reshape(-1, SLOTS)
-
-
-def bands_for(threshold: float) -> tuple[int, int]:
-    """Return (bands, rows per band): the widest band with which pairs at `threshold` are found with RECALL."""
-    for rows in range(SLOTS // 4, 1, -1):
-        agree = threshold**rows  # the probability that one band does
-        if agree == 1:
-            return 1, rows
-        if 1 - (1 - agree) ** (SLOTS // rows) >= RECALL:
-            return math.ceil(math.log(1 - RECALL) / math.log1p(-agree)), rows
-    return SLOTS, 1
+    return minhash(*word_shingles([words_of(text) for text in texts], shingle), SLOTS).astype(np.uint8)
 
 
 class NearDuplicates:
@@ -113,9 +53,9 @@ class NearDuplicates:
         if not 0 < threshold <= 1 or window < 1 or shingle < 1:
             raise ValueError(f"threshold {threshold} must be in (0, 1], window {window} and shingle {shingle} positive")
         self.threshold, self.window, self.shingle = threshold, window, shingle
-        self.bands, self.rows = bands_for(threshold)
+        self.bands, self.rows = bands_for(threshold, SLOTS)
         self.added = 0  # also the ordinal of the next text
-        self._multipliers = _odd_numbers(SLOTS)
+        self._multipliers = odd_numbers(SLOTS)
         self._last: tuple[str, Signatures, Hashes] | None = None
         self._signatures: Signatures = np.empty((0, SLOTS), np.uint8)
         self._labels: npt.NDArray[np.int64] = np.empty(0, np.int64)
@@ -164,7 +104,7 @@ class NearDuplicates:
         """
         products = signatures.astype(np.uint64) * self._multipliers
         banded = products[:, : self.bands * self.rows].reshape(len(signatures), self.bands, self.rows).sum(axis=2)
-        return _mixed(np.concatenate([banded, products.sum(axis=1, keepdims=True)], axis=1))
+        return mixed(np.concatenate([banded, products.sum(axis=1, keepdims=True)], axis=1))
 
     def _find(self, signature: Signatures, hashes: Hashes) -> tuple[int, float] | None:
         forgotten = self.added - self.window  # ordinals below
@@ -222,14 +162,3 @@ class NearDuplicates:
             for row, places in enumerate(self._first_of_band + (hashes >> self._shift).astype(np.int64), start):
                 self._earlier[row] = self._newest[places]
                 self._newest[places] = row + 1
-
-
-def _mixed(values: Hashes) -> Hashes:
-    """Spread each value's bits over all of it (the finalizer of SplitMix64, Steele et al. 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * _MIX
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
-def _odd_numbers(count: int) -> Hashes:
-    return _mixed(np.arange(1, count + 1, dtype=np.uint64) * _MULTIPLIER) | np.uint64(1)

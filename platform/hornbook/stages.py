@@ -40,6 +40,7 @@ STAGES: dict[str, str] = {
     "pii": "classifiers.pii:Pii",
     "annotate": "classifiers.annotate:Annotate",
     "embed": "classifiers.embed:Embed",
+    "dedup": "classifiers.dedup:Dedup",
     "quality": "classifiers.quality:Quality",
     "tokenizer": "training.tokenizer:TokenizerStage",
     "pack": "training.pack:Pack",

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hornbook.near_duplicates import SHINGLE, NearDuplicates, bands_for, signatures_of, words_of
+from hornbook.near_duplicates import SHINGLE, SLOTS, NearDuplicates, signatures_of
+from hornbook.shingles import bands_for, words_of
 
 WORDS = [first + vowel + last for first in "bdfgh" for vowel in "aeiou" for last in "lmnprst"]
 
@@ -187,7 +188,7 @@ def test_signatures_are_the_same_on_every_machine() -> None:
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.9, 1.0])
 def test_bands_find_pairs_at_the_threshold(threshold: float) -> None:
-    bands, rows = bands_for(threshold)
+    bands, rows = bands_for(threshold, SLOTS)
     assert 1 - (1 - threshold**rows) ** bands >= 0.99
     assert bands * rows <= 256
 

@@ -1,0 +1,226 @@
+"""Finds exact and near-duplicates within and across corpora, and says of each document whether it is kept.
+
+Exact: the same text up to white space and Unicode form. Near: MinHash signatures (Broder 1997) cut into bands find
+candidates, whose true Jaccard index then decides; connected components of what is left are clusters, of which one document is
+kept. Attributes, not deletions. Several steps, each of parts in the folder `work`, so that a run that was killed, or stopped
+by a brake, goes on where it stood:
+
+    sketches      a part of the input each   hashes of texts and of bands              classifiers.sketches
+    candidates    a slice of hashes each     exact copies, pairs that share a band     classifiers.candidates
+    sets          a part of the input each   sets of shingles of documents in pairs    classifiers.verification
+    edges         a block of parts each      pairs of true similarity                  classifiers.verification
+    clusters      one                        connected components, the kept ones       classifiers.components
+    (attributes)  a part of the input each   what was found                            classifiers.decisions
+    summary       one                        figures and examples for the brakes       classifiers.brakes
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from classifiers.brakes import SummaryPart, brake, losses
+from classifiers.candidates import CandidatePart
+from classifiers.components import ClusterPart
+from classifiers.corpus_order import CorpusOrder
+from classifiers.decisions import DecisionPart
+from classifiers.exchange import Numbers
+from classifiers.sketches import ScoreColumn, Shingling, SketchPart
+from classifiers.verification import EdgePart, SetPart
+from hornbook.artifact import Artifact
+from hornbook.errors import DataError, RecipeError
+from hornbook.parts import PartRange
+from hornbook.partwork import PartMaker, Totals
+from hornbook.settings import Settings, runtime
+from hornbook.shingles import bands_for
+from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
+
+SUMMARY = "dedup.json"
+WORK = "work"
+BYTES_PER_RECORD = 800
+"""Memory that the candidates of a slice take for each band of a document in it: measured where every bucket is large;
+where most documents are alone in theirs it is an eighth."""
+BLOCK_DOCUMENTS = 10_000
+"""Documents whose pairs are compared by one worker at a time."""
+MIB = 1 << 20
+REPORTED_SOURCES = 50
+
+
+class DedupSettings(Settings):
+    """What counts as a duplicate, which one is kept, and what a run may lose before it stops."""
+
+    near: bool = Field(True, description="Find near-duplicates, too; without, exact copies only.")
+    threshold: float = Field(0.8, gt=0, le=1, description="True Jaccard index from which two documents are duplicates.")
+    unit: Literal["words", "characters"] = Field(
+        "words",
+        description="What shingles are made of. words: a script without spaces has one per character. characters: with "
+        "shingle 1, threshold 0.85 and 256 permutations, what Phi2-mini-Chinese did: the set of single characters.",
+    )
+    shingle: int = Field(5, ge=1, le=50, description="Successive words (or characters) that make a shingle.")
+    permutations: int = Field(
+        256,
+        ge=16,
+        le=4096,
+        description="Most MinHash slots. As many are used as find a pair at the threshold with 99%.",
+    )
+    longest: int = Field(4_000_000, ge=1, description="Characters above which a document is compared exactly only.")
+    keep: Literal["first", "best"] = Field(
+        "first", description="Which of a cluster is kept: the first in the order of inputs, or that of the best score."
+    )
+    score: str = Field("score", description="keep best: the column of the input `attributes`; higher is better.")
+    largest_cluster: int = runtime(1000, ge=2, description="Brake: documents in a cluster above which the stage stops.")
+    allow_large_clusters: bool = runtime(False, description="Release this brake.")
+    largest_loss: float = runtime(
+        0.5, ge=0, le=1, description="Brake: share of a source's documents lost above which the stage stops."
+    )
+    loss_documents: int = runtime(100, ge=1, description="Sources of fewer documents are not braked.")
+    allow_loss: dict[str, float] = runtime({}, description="Release this brake: {source: share that it may lose}.")
+    worker_memory: int = runtime(512, ge=1, description="MiB that a worker may take for a slice of hashes or for sets.")
+    cluster_memory: int = runtime(
+        2048, ge=1, description="MiB for joining duplicates into clusters, on one worker: 200 bytes for each of them."
+    )
+    workers: int | None = runtime(None, ge=1, description="Most workers; default: one per processor.")
+
+
+class Dedup(Stage):
+    """Marks duplicates."""
+
+    kind = "dedup"
+    produces = "attributes"
+    Settings = DedupSettings
+    inputs: ClassVar[Mapping[str, Input]] = {
+        "documents": Input("documents", many=True),
+        "attributes": Input("attributes", many=True, optional=True),
+    }
+    settings: DedupSettings
+
+    def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
+        """Return as many rows as there are documents."""
+        known = [found.rows for found in inputs["documents"]]
+        rows = None if None in known else sum(known)  # type: ignore[arg-type]
+        return Expected(planned=rows, unit="documents", rows=rows)
+
+    def run(self, context: StageContext) -> StageResult:
+        """Make what is missing of each step, look at the brakes, drop the steps.
+
+        Raises:
+            DataError: there are no documents, ids are doubled, or a brake stops the stage: with examples.
+            RecipeError: `keep: best` without attributes for each input.
+        """
+        store, folder = context.artifact.store, context.artifact.folder
+        if not store.exists(f"{folder}/{SUMMARY}"):
+            store.create(f"{folder}/{SUMMARY}", run_steps(context, self.settings, self.name))
+        summary = store.read_json(f"{folder}/{SUMMARY}")
+        brake(self.name, summary, self.settings)
+        store.delete(f"{folder}/{WORK}")
+        return StageResult(metrics=figures(summary), files=[SUMMARY])
+
+
+def run_steps(context: StageContext, settings: DedupSettings, stage: str) -> bytes:
+    """Make what is missing of each step and of the attributes; return the summary."""
+    documents, attributes = context.inputs["documents"], context.inputs.get("attributes", ())
+    corpus = CorpusOrder(documents)
+    scores = None
+    if corpus.rows == 0:
+        raise DataError(
+            f"{stage}: there are no documents in which to find duplicates", "look at the rejects of its inputs"
+        )
+    if settings.keep == "best":
+        if len(attributes) != len(documents):
+            raise RecipeError(
+                f"{stage}: keep: best needs the scores of {len(documents)} inputs and has those of {len(attributes)}",
+                "name as `attributes` one scoring stage for each of `documents`, in the same order",
+            )
+        scores = ScoreColumn(attributes, settings.score)
+    bands = bands_for(settings.threshold, settings.permutations) if settings.near else (0, 0)
+    slices, blocks = plan(context, corpus, bands[0], settings.worker_memory * MIB)
+    shingling = Shingling(settings.unit, settings.shingle, settings.longest)
+    memory = settings.worker_memory * MIB
+    steps = Steps(context, settings)
+    sketched = steps.make("sketches", SketchPart(corpus, shingling, bands, slices, scores), corpus.parts)
+    paired = steps.make("candidates", CandidatePart(corpus, steps.artifact("sketches"), slices, blocks), slices)
+    steps.make("sets", SetPart(corpus, steps.artifact("candidates"), shingling), corpus.parts)
+    edges = EdgePart(
+        corpus, steps.artifact("candidates"), steps.artifact("sets"), len(blocks) - 1, settings.threshold, memory
+    )
+    compared = steps.make("edges", edges, len(blocks) - 1)
+    clusters = ClusterPart(
+        corpus,
+        steps.artifact("sketches"),
+        steps.artifact("candidates"),
+        steps.artifact("edges"),
+        settings.cluster_memory * MIB,
+    )
+    steps.make("clusters", clusters, 1)
+    decisions = DecisionPart(corpus, steps.artifact("sketches"), steps.artifact("clusters"))
+    context.make_parts(steps.prepared(decisions), corpus.ranges, unit="documents")
+    counts = {**sketched.counts, **paired.counts, **compared.counts}
+    steps.make("summary", SummaryPart(corpus, Artifact(context.artifact.store, context.artifact.folder), counts), 1)
+    summary = steps.artifact("summary")
+    (part,) = summary.parts
+    return summary.store.read(f"{summary.folder}/{part.file('summary').name}")
+
+
+class Steps:
+    """Makes the parts of the steps, each in a folder of its own below `work`."""
+
+    def __init__(self, context: StageContext, settings: DedupSettings) -> None:
+        self._context, self._settings = context, settings
+
+    def artifact(self, name: str) -> Artifact:
+        """Return a step's folder; its parts are looked up when they are first asked for."""
+        return Artifact(self._context.artifact.store, f"{self._context.artifact.folder}/{WORK}/{name}")
+
+    def prepared(self, maker: PartMaker) -> PartMaker:
+        """Return the maker with what the settings say of workers."""
+        maker.kind, maker.max_workers = Dedup.kind, self._settings.workers
+        return maker
+
+    def make(self, name: str, maker: PartMaker, units: int) -> Totals:
+        """Make the missing ones of a step's units, each a part of its own."""
+        ranges = [PartRange(unit, unit + 1) for unit in range(units)]
+        step = replace(self._context, artifact=self.artifact(name))
+        return step.make_parts(self.prepared(maker), ranges, unit=f"{name} parts")
+
+
+def plan(context: StageContext, corpus: CorpusOrder, bands: int, memory: int) -> tuple[int, Numbers]:
+    """Return in how many slices hashes are cut, and the bounds of the blocks of parts.
+
+    Kept from the first attempt on, since files are cut accordingly; what comes out does not depend on it.
+    """
+    store, name = context.artifact.store, f"{context.artifact.folder}/{WORK}/plan.json"
+    if not store.exists(name):
+        slices = math.ceil(corpus.rows * max(1, bands) * BYTES_PER_RECORD / memory)
+        blocks = corpus.blocks(BLOCK_DOCUMENTS).tolist()
+        store.create(name, json.dumps({"slices": slices, "blocks": blocks}).encode())
+    kept = store.read_json(name)
+    return kept["slices"], np.array(kept["blocks"], np.int64)
+
+
+def figures(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the report shows."""
+    totals: Counter[str] = Counter()
+    for counts in summary["sources"].values():
+        totals.update(counts)
+    found = summary["counts"]
+    return {
+        "documents": totals.total(),
+        **{name: totals[name] for name in ("kept", "exact", "near")},
+        "clusters": sum(summary["cluster_sizes"].values()),
+        "largest_cluster": max(map(int, summary["cluster_sizes"]), default=1),
+        "candidates": int(found.get("candidates", 0)),
+        "refused": int(found.get("candidates", 0) - found.get("verified", 0)),
+        "not_compared": int(found.get("not_compared", 0)),
+        "exactly_only": int(found.get("exactly_only", 0)),
+        "losses": [
+            {"source": source, "lost": lost, "share": round(share, 4)}
+            for source, lost, share in losses(summary, 1)[:REPORTED_SOURCES]
+        ],
+    }

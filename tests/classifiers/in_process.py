@@ -1,0 +1,90 @@
+"""Runs a stage's parts in this process, one after the other, as a worker does: for tests of what comes out, without Ray."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hornbook.artifact import Artifact, finish_artifact
+from hornbook.documents import Document, content_key, documents_table
+from hornbook.events import Events
+from hornbook.parts import PartContent, PartRange, commit_part, missing_ranges
+from hornbook.partwork import PartMaker, Totals, _totals
+from hornbook.stage import Stage, StageContext
+from hornbook.store import Store
+
+
+class InProcess(StageContext):
+    """A context whose workers are copies of the maker in this process."""
+
+    def make_parts(self, maker: PartMaker, ranges: Iterable[PartRange], **options: Any) -> Totals:
+        store, folder = self.artifact.store, self.artifact.folder
+        worker = pickle.loads(pickle.dumps(maker))
+        worker.setup()
+        for part in missing_ranges(store, folder, ranges):
+            commit_part(store, folder, part, worker.make(part))
+        return _totals(store, folder)
+
+
+def context_of(stage: Stage, store: Store, **inputs: Sequence[Artifact]) -> InProcess:
+    return InProcess(
+        artifact=Artifact(store, f"artifacts/{stage.name}"),
+        inputs=inputs,
+        input_stages={role: [Path(found.folder).name for found in artifacts] for role, artifacts in inputs.items()},
+        stage=stage.name,
+        seed=stage.seed,
+        run="test",
+        events=Events(store, "runs/test"),
+        stop_requested=lambda: False,
+        open_engine=lambda settings, wait=True: None,  # type: ignore[arg-type,return-value]
+    )
+
+
+def finished(stage: Stage, store: Store, **inputs: Sequence[Artifact]) -> Artifact:
+    """Run a stage and return its finished artifact."""
+    context = context_of(stage, store, **inputs)
+    result = stage.run(context)
+    finish(context.artifact, stage.kind, stage.produces, result.metrics, result.files)
+    return context.artifact
+
+
+def finish(artifact: Artifact, kind: str, produces: str, metrics: Any = None, files: Sequence[str] = ()) -> None:
+    finish_artifact(
+        artifact,
+        kind=kind,
+        stage=kind,
+        produces=produces,
+        fingerprint="0" * 64,
+        seed=0,
+        settings={},
+        models={},
+        inputs={},
+        input_stages={},
+        metrics=metrics or {},
+        seconds=0.0,
+        files=files,
+    )
+
+
+def corpus(
+    store: Store, name: str, texts: Sequence[str], part_rows: int = 10, sources: Sequence[str] | None = None
+) -> Artifact:
+    """Return a finished corpus of texts, in parts of `part_rows`."""
+    artifact = Artifact(store, f"artifacts/{name}")
+    for start in range(0, len(texts), part_rows):
+        part = PartRange(start, min(start + part_rows, len(texts)))
+        documents = [
+            Document(
+                id=row << 16,
+                key=content_key(f"{name} {row}".encode()),
+                text=texts[row],
+                source=sources[row] if sources else name,
+                kind="web",
+            )
+            for row in range(part.start, part.stop)
+        ]
+        commit_part(store, artifact.folder, part, PartContent(table=documents_table(documents)))
+    finish(artifact, "files", "documents")
+    return artifact
