@@ -37,6 +37,7 @@ STAGES: dict[str, str] = {
     "annotate": "classifiers.annotate:Annotate",
     "embed": "classifiers.embed:Embed",
     "quality": "classifiers.quality:Quality",
+    "decontaminate": "classifiers.decontaminate:Decontaminate",
     "select": "classifiers.selection:Select",
     "tokenizer": "training.tokenizer:TokenizerStage",
     "pack": "training.pack:Pack",
