@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +13,7 @@ import pyarrow.compute as pc
 
 from hornbook.artifact import Artifact
 from hornbook.errors import DataError, RecipeError
-from hornbook.parts import PartRange
+from hornbook.parts import PartCommit, PartRange
 
 
 def require_same_documents(where: str, documents: Artifact, attributes: Artifact) -> None:
@@ -45,12 +47,19 @@ class Beside:
         Raises:
             DataError: the attributes have no such part, or are of other documents, or an id occurs twice.
         """
-        starts = {record.start: record for record in self.attributes.parts}
-        if part.start not in starts:
+        record = self._parts.get(part.start)
+        if record is None:
             raise _other_documents(self.attributes.folder)
-        table = self.attributes.read(starts[part.start], columns=["id", "key", *self.columns])
+        table = self.attributes.read(record, columns=["id", "key", *self.columns])
         rows, known = joined(documents, table, self.attributes.folder)
         return rows.select(self.columns), known
+
+    @cached_property
+    def _parts(self) -> dict[int, PartCommit]:
+        return {part.start: part for part in self.attributes.parts}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_parts"}
 
 
 def joined(documents: pa.Table, attributes: pa.Table, folder: str) -> tuple[pa.Table, npt.NDArray[np.bool_]]:

@@ -151,8 +151,8 @@ class ItemFinder:
         return Hit(row["benchmark"], row["item"], overlap, method)
 
     def _near(self, vector: Vector | None) -> list[int] | None:
-        if vector is None or self.vectors is None:
-            return None
+        if vector is None or self.vectors is None or not np.isfinite(vector).all():
+            return None  # nothing to go by: all are compared, rather than none
         distances = np.linalg.norm(self.vectors - vector, axis=1)
         return np.flatnonzero(distances <= self.settings.embedding_distance).tolist()
 

@@ -84,7 +84,7 @@ class Select(Stage):
             require_same_documents(self.name, documents, artifact)
         stages = dict(zip(context.input_stages["attributes"], attributes, strict=True))
         columns = [self._column(rule, stages) for rule in self.settings.rules] if documents.parts else []
-        maker = SelectPart(self.settings, documents, columns)
+        maker = SelectPart(self.settings, documents, stages, columns)
         context.make_parts(maker, [part.range for part in documents.parts], unit="documents")
         role = "data" if self.settings.output == "selection" else SELECTION
         return StageResult(metrics=funnel(context.artifact, role, self.settings.rules))
@@ -107,7 +107,7 @@ class Select(Stage):
         artifact = stages[having[0]]
         kind = artifact.read(artifact.parts[0], columns=[rule.column]).schema.field(rule.column).type
         rule.check_type(kind, where)
-        return RuleColumn(Beside(artifact, [rule.column]), self._threshold(rule, artifact, where))
+        return RuleColumn(having[0], rule.column, self._threshold(rule, artifact, where))
 
     def _threshold(self, rule: Rule, artifact: Artifact, where: str) -> float | None:
         if rule.condition != "threshold":
@@ -122,9 +122,10 @@ class Select(Stage):
 
 @dataclass(frozen=True)
 class RuleColumn:
-    """Where a rule's column lies, and the threshold that its artifact names."""
+    """Which input has a rule's column, and the threshold that its artifact names."""
 
-    beside: Beside
+    stage: str
+    column: str
     threshold: float | None = None
 
 
@@ -133,8 +134,18 @@ class SelectPart(PartMaker):
 
     kind = "select"
 
-    def __init__(self, settings: SelectSettings, documents: Artifact, columns: Sequence[RuleColumn]) -> None:
+    def __init__(
+        self,
+        settings: SelectSettings,
+        documents: Artifact,
+        stages: Mapping[str, Artifact],
+        columns: Sequence[RuleColumn],
+    ) -> None:
         self.settings, self.documents, self.columns = settings, documents, columns
+        self.besides = {
+            name: Beside(artifact, [found.column for found in columns if found.stage == name])
+            for name, artifact in stages.items()
+        }
         self.max_workers = settings.workers
 
     def setup(self) -> None:
@@ -147,9 +158,10 @@ class SelectPart(PartMaker):
         wanted = ["id", "key", "source", "text"] if only_list else None
         table = self.documents.read(self.parts[part.start], columns=wanted)
         require_unique(table, f"{self.documents.folder}, part {part.start}")
-        columns = [column.beside.read(part, table)[0].column(0) for column in self.columns]
+        beside = {name: attributes.read(part, table)[0] for name, attributes in self.besides.items()}
+        columns = [beside[found.stage].column(found.column) for found in self.columns]
         sources = np.array(table.column("source").to_pylist(), dtype=object)
-        thresholds = [column.threshold for column in self.columns]
+        thresholds = [found.threshold for found in self.columns]
         keep_missing = self.settings.missing == "keep"
         reasons = first_reasons(self.settings.rules, columns, thresholds, sources, keep_missing)
         kept = pa.array(reasons == "", pa.bool_())

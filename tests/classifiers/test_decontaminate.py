@@ -200,6 +200,7 @@ def test_embeddings_narrow_down_which_programs_are_compared(tmp_path):
     near = finder.find(RENAMED, np.array([0.9, 0.1], np.float32)).hits
     assert [hit.item for hit in near] == ["0"]
     assert finder.find(RENAMED, np.array([-1.0, 0.0], np.float32)).hits == []
+    assert len(finder.find(RENAMED, np.array([np.nan, 0.0], np.float32)).hits) == 2
 
 
 def test_embeddings_that_do_not_fit_are_refused(stage_context, tmp_path):
