@@ -192,7 +192,8 @@ def own_kinds(recipe: Path) -> dict[str, Path]:
 def named_files(recipe: Path, overrides: Sequence[str] = ()) -> dict[str, Path]:
     """Return the files that settings of a recipe's stages name (`Stage.file_settings`): as named, and where they lie."""
     stages = [entry.stage for entry in load_recipe(str(recipe), overrides).stages.values()]
-    named = [getattr(stage.settings, setting) for stage in stages for setting in stage.file_settings]
+    values = [getattr(stage.settings, setting) for stage in stages for setting in stage.file_settings]
+    named = [file for value in values for file in (value if isinstance(value, tuple) else (value,))]
     found = {file: own_file(file, recipe.parent) for file in named if isinstance(file, str) and file}
     return {file: path for file, path in found.items() if path is not None}
 

@@ -28,6 +28,7 @@ from hornbook.run_view import (
     read_curve,
     read_run,
     reject_examples,
+    rule_steps,
     sequence,
 )
 from hornbook.spending import spending, spent
@@ -121,8 +122,9 @@ def _funnel(run: RunView) -> list[dict[str, Any]]:
     """Return, per source, how many documents and tokens are left after each step."""
     rows = []
     for stage in run.sources:
-        read = "read" if stage.entry.get("group") == "classifiers" else "written"
-        steps = [("planned", stage.counts.get("planned", 0)), (read, stage.counts.get("rows", 0))]
+        rules = rule_steps(stage)
+        read = "selected" if rules else "read" if stage.entry.get("group") == "classifiers" else "written"
+        steps = [("planned", stage.counts.get("planned", 0)), *rules, (read, stage.counts.get("rows", 0))]
         for later in run.stages:
             if (kept := _kept_of(run, later, stage)) is not None:
                 steps.append((f"kept by {later.name}", kept))

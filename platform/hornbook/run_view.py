@@ -243,6 +243,16 @@ def reject_examples(stage: StageView) -> dict[str, str]:
     return examples
 
 
+def rule_steps(stage: StageView) -> list[tuple[str, float]]:
+    """Return how many documents are left after each rule of a selection, in the rules' order; nothing of other stages."""
+    steps = [mapping(step) for step in sequence(mapping(stage.metrics.get("funnel")).get("steps"))]
+    return [
+        (f"after {step['rule']}", left)
+        for step in steps
+        if (left := numeric(step.get("left"))) is not None and "rule" in step
+    ]
+
+
 def numeric(value: Any) -> float | None:
     """Return a finite number, or None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

@@ -27,7 +27,9 @@ class Settings(BaseModel):
         """Take `lengths: any` for `lengths: [any]`: people write one value where a list may stand."""
         if not isinstance(values, dict):
             return values
-        lists = {name for name, field in cls.model_fields.items() if get_origin(field.annotation) is tuple}
+        lists = {
+            field.alias or name for name, field in cls.model_fields.items() if get_origin(field.annotation) is tuple
+        }
         return {
             name: [value] if name in lists and isinstance(value, str | int | float) else value
             for name, value in values.items()
@@ -90,7 +92,9 @@ def _fields_at(model: type[BaseModel], location: list[Any]) -> list[str]:
     for part in location:
         if isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
             current = _innermost_model(current.model_fields[part].annotation)
-    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+    if not (isinstance(current, type) and issubclass(current, BaseModel)):
+        return []
+    return [field.alias or name for name, field in current.model_fields.items()]
 
 
 def _innermost_model(annotation: Any) -> Any:

@@ -87,7 +87,8 @@ class Stage(ABC):
         produces: what its artifact is.
         Settings: its settings model.
         inputs: the roles of its inputs.
-        file_settings: the settings that name a file of the user's, looked for as a kind's own file is; jobs take it along.
+        file_settings: the settings that name a file of the user's, or a tuple of them, looked for as a kind's own file is;
+            jobs take it along.
     """
 
     kind: ClassVar[str]

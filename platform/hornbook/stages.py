@@ -42,6 +42,8 @@ STAGES: dict[str, str] = {
     "embed": "classifiers.embed:Embed",
     "dedup": "classifiers.dedup:Dedup",
     "quality": "classifiers.quality:Quality",
+    "decontaminate": "classifiers.decontaminate:Decontaminate",
+    "select": "classifiers.selection:Select",
     "tokenizer": "training.tokenizer:TokenizerStage",
     "pack": "training.pack:Pack",
     "pretrain": "training.pretrain:Pretrain",

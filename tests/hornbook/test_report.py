@@ -225,6 +225,15 @@ def test_figures_named_after_document_sources_are_added_up_for_their_only_corpus
     assert text.count("kept by quality") == 1
 
 
+def test_the_funnel_shows_what_each_rule_of_a_selection_left(run: SampleRun) -> None:
+    steps = [{"rule": "score >= 0.5", "left": 3}, {"rule": "contaminated is false", "left": 2}, {"left": 1}, None]
+    selected = stories(["A.", "B."])
+    run.stage("chosen", "select", "classifiers", "documents", selected, 2, metrics={"funnel": {"steps": steps}})
+    assert (
+        "planned 2 67% after score >= 0.5 3 100% after contaminated is false 2 67% selected 2 67%" in run.write().text
+    )
+
+
 def test_weak_labels_come_with_agreement_and_warnings(whole: SampleRun) -> None:
     agreement = {"kappa": 0.1875, "documents": 40}
     quality = {
