@@ -7,8 +7,11 @@ file can be entered at any record; where one is damaged, reading goes on at the 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+import pyarrow as pa
 
 from classifiers.records import Bad, Broken, Record, bad_record, checked, page_text, too_long
 
@@ -22,11 +25,13 @@ PAGE_TYPES = ("text/html", "application/xhtml")
 GZIP_MAGIC = b"\x1f\x8b\x08"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
+HTTP_RECORD = b"WARC/1.0\r\nWARC-Type: response\r\nContent-Type: application/http\r\nContent-Length: %d\r\n\r\n"
+
 
 def warc_records(file: BinaryIO, codec: str | None, settings: FilesSettings, first: int = 0) -> Iterator[Record]:
     """Yield a record per fetched page, from byte `first` of the (compressed) file on. Raises Broken where no more follow."""
     magic = {"gzip": GZIP_MAGIC, "zstd": ZSTD_MAGIC}.get(codec or "", b"WARC/1.")
-    start, entry, skip, end = first, first, 0, file.seek(0, 2)
+    start, entry, skip, end, torn = first, first, 0, file.seek(0, 2), False
     while start < end:
         position = start - 1
         for found in _archive(file, start):
@@ -40,7 +45,10 @@ def warc_records(file: BinaryIO, codec: str | None, settings: FilesSettings, fir
             if record is not None:
                 yield record
                 skip += 1
+                torn = record.size == 0
         else:
+            if codec and not torn:
+                _require_whole(file, entry, codec)
             return
         following = _next_start(file, max(position, start) + 1, magic)
         while following is not None and isinstance(next(_archive(file, following), ""), str):
@@ -90,6 +98,11 @@ class _At:
         self.at = offset
         return offset
 
+    def readable(self) -> bool:
+        return True
+
+    closed = False
+
     def close(self) -> None:
         pass
 
@@ -110,6 +123,19 @@ def _next_start(file: BinaryIO, at: int, magic: bytes) -> int | None:
         at += len(block)
         tail = (tail + block)[-len(magic) + 1 :]
     return None
+
+
+def _require_whole(file: BinaryIO, entry: int, codec: str) -> None:
+    """Raise Broken where a compressed file does not end as it should, which fastwarc takes for an end.
+
+    From the last place at which it could be entered on: a record, where each was compressed for itself.
+    """
+    stream = pa.CompressedInputStream(_At(file, entry), codec)
+    try:
+        while stream.read(BLOCK):
+            pass
+    except (OSError, pa.ArrowException) as error:
+        raise Broken("unreadable-rest", f"after the record at byte {entry}: {error}") from error
 
 
 def _record(found: Any, entry: int, skip: int, settings: FilesSettings) -> Record | None:
@@ -137,23 +163,34 @@ def _record(found: Any, entry: int, skip: int, settings: FilesSettings) -> Recor
     return Record(entry, skip, len(content), page, page.meta(meta), "html" if page.is_html else "text")
 
 
+def _http_record(content: bytes) -> Any:
+    """Return a record of its own with its HTTP header parsed: one that fails to parse leaves fastwarc's reading undisturbed."""
+    from fastwarc.warc import WarcRecord
+
+    record = WarcRecord.from_bytes(HTTP_RECORD % len(content) + content + b"\r\n\r\n")
+    record.parse_http(auto_decode="all")
+    return record
+
+
 class _Page:
     """A page whose HTTP header was read; its content is decoded when the text is asked for."""
 
     def __init__(self, found: Any, content: bytes, settings: FilesSettings) -> None:
-        self.settings, self.problem, self.status = settings, "", None
+        self.settings, self.problem = settings, ""
+        self.status: int | None = None
         self.type, self.charset = found.headers.get("Content-Type") or "", None
-        self.record = found
-        found.set_bytes_content(content)
-        if found.is_http:
-            try:
-                found.parse_http(auto_decode="all")
-            except (OSError, ValueError) as error:
-                self.problem = str(error)
-                return
-            self.type, self.charset = found.http_content_type or "", found.http_charset
-            self.status = found.http_headers.status_code if found.http_headers else None
-        self.reader = found.reader
+        self.reader: Any = None
+        if not found.is_http:
+            self.reader = io.BytesIO(content)
+            return
+        try:
+            answer = _http_record(content)
+            self.reader = answer.reader
+        except (OSError, ValueError) as error:
+            self.problem = str(error)
+            return
+        self.type, self.charset = answer.http_content_type or "", answer.http_charset
+        self.status = answer.http_headers.status_code if answer.http_headers else None
 
     @property
     def is_html(self) -> bool:

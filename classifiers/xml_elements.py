@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from classifiers.files import FilesSettings
 
 DEEPEST = 10_000
-LARGEST_TAG = 16 << 20  # bytes between two things that the parser understood
+LARGEST_TAG = 4 << 20  # bytes between two things that the parser understood
 
 
 def xml_records(stream: Stream, settings: FilesSettings) -> Iterator[Record]:
