@@ -1,23 +1,31 @@
-"""Documents from a user's own files: Parquet rows, JSON lines, or lines of text, one planned unit each.
+"""Documents from a user's own files: rows, lines, pages, whole files, inside archives or not; one planned unit each.
 
-The driver looks at every file once, to count its rows and note where each part begins; workers then read their own range
-only. A line is never held in memory beyond `max_bytes`, so one of 50 MB is a reject like any other.
+The driver looks at every file once, to count its records and note where each part can be entered; workers then read their own
+range only. A plain file is entered at its parts' bytes, so any number of workers share it. A compressed one can only be
+read from its start: a worker keeps it open from part to part, and so passes over it at most once, however many parts it
+makes. Memory: a part, a block, and one record of at most `max_bytes`. A bad record is a reject, never the end of its file; where
+the rest of a file cannot be read (a truncated gzip, a bomb beyond the limits) the rest is one reject.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from classifiers.byte_streams import codec_of
+from classifiers.columns import arrow_texts, parquet_texts
+from classifiers.file_names import named_files, opened, path_of, remote_mark, shown
+from classifiers.file_plan import make_plan, planned_parts
+from classifiers.file_records import COLUMNS, format_of, stream_records
+from classifiers.records import Bad, Record
 from hornbook.artifact import Artifact
 from hornbook.documents import Document, Reject, content_key, document_id, documents_table, rejects_table
 from hornbook.errors import DataError, RecipeError
@@ -27,38 +35,59 @@ from hornbook.settings import Settings
 from hornbook.stage import Expected, Stage, StageContext, StageResult
 
 PLAN = "plan.parquet"
-BLOCK = 1 << 20  # bytes
 NAMED = 20  # empty files, in the warnings
-
-PLAN_SCHEMA = pa.schema(
-    [
-        ("start", pa.int64()),  # first planned unit of the part
-        ("rows", pa.int64()),
-        ("file", pa.string()),
-        ("first_row", pa.int64()),  # of the file
-        ("offset", pa.int64()),  # byte at which that row begins; -1 for Parquet
-        ("size", pa.int64()),  # of the file, bytes
-    ]
-)
 
 
 class FilesSettings(Settings):
     """Which files, and where in them the text is."""
 
     paths: tuple[str, ...] = Field(
-        ..., min_length=1, description="Files, or shell patterns (`/data/*.jsonl`); or URLs."
+        ...,
+        min_length=1,
+        description="Files, folders (also a dataset that `save_to_disk` wrote), patterns (`/data/**/*.jsonl.gz`); or URLs of these.",
     )
-    format: Literal["auto", "parquet", "jsonl", "text"] = Field(
-        "auto", description="auto: by the file's name (.parquet, .jsonl; anything else is text)."
+    format: Literal[
+        "auto", "parquet", "arrow", "jsonl", "json", "csv", "tsv", "xml", "warc", "html", "markdown", "code", "text"
+    ] = Field(
+        "auto",
+        description="auto: by the file's name (anything unknown is lines of text). Tar and zip archives hold files of this format.",
     )
-    text_field: str = Field("text", description="The column or key that holds the text.")
+    text_field: str = Field("text", description="The column, key or XML element that holds the text.")
+    text_unit: Literal["line", "file"] = Field("line", description="What a document is in plain text: a line, a file.")
+    encoding: str = Field(
+        "utf-8", description="Of text; or `detect`. HTML is decoded as the server or the page says, or as detected."
+    )
     source: str = Field("files", min_length=1, description="What mixtures and reports call these documents.")
-    max_bytes: int = Field(1_000_000, ge=1, description="A row or line with more bytes than this is rejected.")
-    part_rows: int = Field(1000, ge=1, description="Most rows or lines per part; a part never spans two files.")
+    max_bytes: int = Field(
+        1_000_000, ge=1, description="A record with more bytes than this (a line, a page) is rejected."
+    )
+    max_member_bytes: int = Field(
+        16 << 30, ge=1, description="A member of an archive is read no further than this many bytes, decompressed."
+    )
+    max_file_bytes: int = Field(
+        1 << 40, ge=1, description="A compressed file is read no further than this many bytes, decompressed."
+    )
+    part_rows: int = Field(
+        1000, ge=1, description="Most records per part. Only files of one document each share a part."
+    )
+    part_bytes: int = Field(64 << 20, ge=1, description="A part ends before its records exceed this many bytes.")
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str) -> str:
+        import codecs
+
+        if value != "detect":
+            try:
+                value = codecs.lookup(value).name
+                b"a".decode(value, "replace")  # of an empty text any codec is one
+            except LookupError:
+                raise ValueError("not a known text encoding; take utf-8, latin-1, gb18030, ..., or detect") from None
+        return value
 
 
 class Files(Stage):
-    """Plans ranges of rows within files, then reads them."""
+    """Plans ranges of records within files, then reads them."""
 
     kind = "files"
     produces = "documents"
@@ -70,9 +99,11 @@ class Files(Stage):
         """The files that the paths name, sorted, each once. Raises RecipeError where a path names none."""
         found: set[str] = set()
         for path in self.settings.paths:
-            matching = [path] if "://" in path else sorted(map(str, _matching(path)))
+            matching = named_files(path)
             if not matching:
-                raise RecipeError(f"{self.name}.paths: there is no file {path}", "check the path; patterns need quotes")
+                raise RecipeError(
+                    f"{self.name}.paths: there is no file {shown(path)}", "check the path; patterns need quotes"
+                )
             found.update(matching)
         return sorted(found)
 
@@ -84,7 +115,7 @@ class Files(Stage):
         """Return a digest per file: of its content on this machine, of size and time of change elsewhere."""
         from hornbook.models import file_digest
 
-        return {f"file {name}": _remote_mark(name) if "://" in name else file_digest(Path(name)) for name in self.files}
+        return {f"file {name}": remote_mark(name) if "://" in name else file_digest(Path(name)) for name in self.files}
 
     def run(self, context: StageContext) -> StageResult:
         """Write the plan unless an earlier attempt did, then read every range."""
@@ -94,13 +125,13 @@ class Files(Stage):
         with store.open_input(name) as file:
             plan = pq.read_table(file).to_pylist()
         if not plan:
-            raise DataError(f"{self.name}: {', '.join(self.files)}: no rows", "name files that hold documents")
-        ranges = [PartRange(part["start"], part["start"] + part["rows"]) for part in plan]
-        totals = context.make_parts(ReadRows(self.settings, context.artifact), ranges, unit="rows")
+            files = ", ".join(map(shown, self.files))
+            raise DataError(f"{self.name}: {files}: no rows", "name files that hold documents")
+        totals = context.make_parts(ReadRows(self.settings, context.artifact), planned_parts(plan), unit="rows")
         empty = sorted(set(self.files) - {part["file"] for part in plan})
         metrics: dict[str, Any] = {"files": len(self.files), "rows": totals.planned, "empty_files": len(empty)}
         if empty:
-            metrics["warnings"] = [f"{name} is empty" for name in empty[:NAMED]]
+            metrics["warnings"] = [f"{shown(name)} is empty" for name in empty[:NAMED]]
         return StageResult(metrics=metrics, files=[PLAN])
 
     def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
@@ -109,7 +140,9 @@ class Files(Stage):
 
 
 class ReadRows(PartMaker):
-    """Reads one planned range of one file."""
+    """Reads the planned ranges of files; keeps the file that it read last open for the range that follows."""
+
+    kind = "files"
 
     def __init__(self, settings: FilesSettings, artifact: Artifact) -> None:
         self.settings = settings
@@ -118,206 +151,78 @@ class ReadRows(PartMaker):
     def setup(self) -> None:
         """Read the plan."""
         with self.artifact.store.open_input(f"{self.artifact.folder}/{PLAN}") as file:
-            self.plan = {part["start"]: part for part in pq.read_table(file).to_pylist()}
+            plan = pq.read_table(file).to_pylist()
+        self.parts = {start: list(rows) for start, rows in itertools.groupby(plan, key=lambda row: row["part"])}
+        self.file = ""
+        self.records: Iterator[Record] = iter(())
+        self.next_row = 0
 
     def make(self, part: PartRange) -> PartContent:
         """Return the range's documents and rejects."""
-        planned = self.plan[part.start]
-        parquet = planned["offset"] < 0
-        rows = _parquet_rows(planned, self.settings) if parquet else _lines(planned, self.settings)
         documents: list[Document] = []
         rejects: list[Reject] = []
-        for place, found in enumerate(rows):
-            unit, row = part.start + place, planned["first_row"] + place
-            if isinstance(found, _Unreadable):
-                rejects.append(Reject(unit, f"{planned['file']} row {row}", found.reason, found.detail))
-                continue
-            meta = {"file": planned["file"], "row": row}
-            key = content_key(found.encode())
-            documents.append(Document(document_id(unit), key, found, self.settings.source, "text", meta=meta))
+        for planned in self.parts[part.start]:
+            file = shown(planned["file"])
+            for place, (found, meta, kind, where) in enumerate(self._found(planned)):
+                unit, row = planned["start"] + place, planned["first_row"] + place
+                if isinstance(found, Bad):
+                    named = " ".join(filter(None, (file, meta.get("member"), f"row {row}")))
+                    rejects.append(Reject(unit, named, found.reason, found.detail + where))
+                    continue
+                key = content_key(found.encode())
+                meta = {"file": file, "row": row, **meta}
+                documents.append(Document(document_id(unit), key, found, self.settings.source, kind, meta=meta))
         return PartContent(documents_table(documents), rejects_table(rejects))
 
+    def _found(self, planned: Mapping[str, Any]) -> Iterator[tuple[str | Bad, Mapping[str, Any], str, str]]:
+        """Yield (text or what is wrong, meta, kind, where it is, for a reject) of a segment's records."""
+        name, count = planned["file"], 0
+        form = format_of(name, self.settings)
+        if form in COLUMNS:
+            with self._opened(planned) as file:
+                texts = parquet_texts if form == "parquet" else arrow_texts
+                try:
+                    for text in texts(file, planned["first_row"], planned["rows"], self.settings):
+                        yield text, {}, "text", ""
+                        count += 1
+                except (pa.ArrowException, OSError) as error:
+                    message = f"{shown(name)} is damaged: {error}"
+                    raise DataError(message, "write it again, or leave it out of paths") from error
+        else:
+            self._go_to(planned, form)
+            for record in itertools.islice(self.records, planned["rows"]):
+                where = f" (record at byte {record.offset})" if not record.skip and "member" not in record.meta else ""
+                yield record.read(), record.meta, record.kind, where
+                count += 1
+            self.next_row += count
+        if count != planned["rows"]:
+            raise _changed(name)
 
-class _Unreadable:
-    def __init__(self, reason: str, detail: str) -> None:
-        self.reason, self.detail = reason, detail
+    def _go_to(self, planned: Mapping[str, Any], form: str | None) -> None:
+        """Let `records` be at the segment's first one: by reading on where that is cheaper than entering the file again."""
+        name, first = planned["file"], planned["first_row"]
+        self._opened(planned).close()
+        enterable = form in ("warc", "zip") or codec_of(path_of(name)) is None
+        ahead = self.file == name and self.next_row <= first
+        if not ahead or (self.next_row < first and enterable and not planned["skip"]):
+            self.records = stream_records(name, self.settings, planned["offset"])
+            self.file, self.next_row = name, first - planned["skip"]
+        over = first - self.next_row
+        if sum(1 for _ in itertools.islice(self.records, over)) < over:
+            raise _changed(name)
+        self.next_row = first
 
-
-# --- the plan --------------------------------------------------------------------------------------------------------
-
-
-def make_plan(files: Sequence[str], settings: FilesSettings) -> pa.Table:
-    """Return rows of PLAN_SCHEMA. Raises DataError for a file that cannot be read at all."""
-    parts: list[dict[str, Any]] = []
-    start = 0
-    for name in files:
-        parquet = _is_parquet(name, settings)
-        with _opened(name) as file:
-            rows, offsets = _parquet_count(file, name, settings) if parquet else _line_starts(file, settings.part_rows)
-            size = file.seek(0, io.SEEK_END)
-        for number, first_row in enumerate(range(0, rows, settings.part_rows)):
-            count = min(settings.part_rows, rows - first_row)
-            offset = -1 if parquet else offsets[number]
-            parts.append(dict(zip(PLAN_SCHEMA.names, (start, count, name, first_row, offset, size), strict=True)))
-            start += count
-    return pa.Table.from_pylist(parts, schema=PLAN_SCHEMA)
-
-
-def _parquet_count(file: BinaryIO, name: str, settings: FilesSettings) -> tuple[int, list[int]]:
-    try:
-        found = pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{name} is not a readable Parquet file: {error}", "write it again, or leave it out") from error
-    schema = found.schema_arrow
-    if settings.text_field not in schema.names:
-        raise DataError(
-            f"{name} has no column {settings.text_field!r} (it has: {', '.join(schema.names)})", "set text_field"
-        )
-    kind = schema.field(settings.text_field).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise DataError(f"{name}: column {settings.text_field!r} holds {kind}, not text", "set text_field")
-    return found.metadata.num_rows, []
-
-
-def _line_starts(file: BinaryIO, every: int) -> tuple[int, list[int]]:
-    """Return the number of lines and the byte offset of each `every`-th one; holds one block."""
-    lines, position, offsets, open_line = 0, 0, [0], False
-    while block := file.read(BLOCK):
-        found = block.find(b"\n")
-        while found >= 0:
-            lines += 1
-            if lines % every == 0:
-                offsets.append(position + found + 1)
-            found = block.find(b"\n", found + 1)
-        position += len(block)
-        open_line = not block.endswith(b"\n")
-    return lines + open_line, offsets
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
-def _parquet_rows(planned: Mapping[str, Any], settings: FilesSettings) -> Iterator[str | _Unreadable]:
-    """Yield a range's texts; memory: one batch of rows."""
-    skip, left = planned["first_row"], planned["rows"]
-    try:
-        with _opened(planned["file"]) as file:
-            found = pq.ParquetFile(file)
-            groups: list[int] = []
-            for group in range(found.num_row_groups):
-                rows = found.metadata.row_group(group).num_rows
-                if skip >= rows and not groups:
-                    skip -= rows
-                else:
-                    groups.append(group)
-            for batch in found.iter_batches(batch_size=256, row_groups=groups, columns=[settings.text_field]):
-                texts = batch.column(0).slice(min(skip, len(batch)))
-                skip -= len(batch) - len(texts)
-                for text in texts.slice(0, left):
-                    yield _checked(text.as_py(), settings)
-                left -= min(left, len(texts))
-                if not left:
-                    return
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{planned['file']} is damaged: {error}", "write it again, or leave it out of paths") from error
-    raise _changed(planned["file"])
-
-
-def _lines(planned: Mapping[str, Any], settings: FilesSettings) -> Iterator[str | _Unreadable]:
-    """Yield a range's texts; memory: one line of at most `max_bytes`, and one block."""
-    as_json = settings.format == "jsonl" or (settings.format == "auto" and planned["file"].endswith(".jsonl"))
-    with _opened(planned["file"]) as file:
+    def _opened(self, planned: Mapping[str, Any]) -> Any:
+        """Open a planned file. Raises DataError where it is not the one that was planned."""
+        file = opened(planned["file"])
         if file.seek(0, io.SEEK_END) != planned["size"]:
+            file.close()
             raise _changed(planned["file"])
-        offset = file.seek(planned["offset"])
-        for _ in range(planned["rows"]):
-            line = file.readline(settings.max_bytes + 1)
-            size = len(line)
-            if size > settings.max_bytes and not line.endswith(b"\n"):
-                size += _skip_line(file)
-                yield _Unreadable("too-long", f"{size} bytes at byte {offset}, max_bytes is {settings.max_bytes}")
-            else:
-                yield _decoded(line.removesuffix(b"\n"), offset, as_json, settings)
-            offset += size
-
-
-def _skip_line(file: BinaryIO) -> int:
-    """Read to the end of a line and forget it; return how many bytes that were."""
-    size = 0
-    while more := file.readline(BLOCK):
-        size += len(more)
-        if more.endswith(b"\n"):
-            break
-    return size
-
-
-def _decoded(line: bytes, offset: int, as_json: bool, settings: FilesSettings) -> str | _Unreadable:
-    try:
-        text: Any = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return _Unreadable("encoding", f"not UTF-8 at byte {offset + error.start}: {error.reason}")
-    if as_json and text.strip():
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            return _Unreadable("not-json", f"line at byte {offset}: {error}")
-        text = value.get(settings.text_field) if isinstance(value, dict) else None
-    return _checked(text, settings)
-
-
-def _checked(text: Any, settings: FilesSettings) -> str | _Unreadable:
-    if not isinstance(text, str):
-        return _Unreadable("no-text", f"{settings.text_field!r} is missing, or not text")
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError as error:  # JSON can spell half a character: "\ud800"
-        return _Unreadable("encoding", f"half a surrogate pair at character {error.start}")
-    if size > settings.max_bytes:
-        return _Unreadable("too-long", f"{size} bytes, max_bytes is {settings.max_bytes}")
-    return text if text.strip() else _Unreadable("empty", "only white space")
+        file.seek(0)
+        return file
 
 
 def _changed(name: str) -> DataError:
-    return DataError(f"{name} changed while it was read", "leave the files alone while the stage runs, then run again")
-
-
-# --- names and bytes -------------------------------------------------------------------------------------------------
-
-
-def _matching(path: str) -> list[Path]:
-    expanded = Path(path).expanduser()
-    if expanded.is_file():
-        return [expanded.resolve()]
-    root = Path(expanded.anchor or ".")
-    pattern = str(expanded.relative_to(root)) if expanded.anchor else str(expanded)
-    return [found.resolve() for found in root.glob(pattern) if found.is_file()]
-
-
-def _is_parquet(name: str, settings: FilesSettings) -> bool:
-    return settings.format == "parquet" or (settings.format == "auto" and name.split("?")[0].endswith(".parquet"))
-
-
-def _opened(name: str) -> Any:
-    """Open a local path or a URL for reading. Raises DataError with the cause."""
-    try:
-        if "://" not in name:
-            return Path(name).open("rb")
-        from pyarrow.fs import FileSystem
-
-        system, path = FileSystem.from_uri(name)
-        return io.BufferedReader(system.open_input_file(path))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{name} cannot be opened: {error}", "check the path, the permissions, the credentials"
-        ) from error
-
-
-def _remote_mark(name: str) -> str:
-    from pyarrow.fs import FileSystem
-
-    try:
-        system, path = FileSystem.from_uri(name)
-        info = system.get_file_info(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{name} cannot be looked at: {error}", "check the URL and the credentials") from error
-    return hashlib.sha256(f"{name} {info.size} {info.mtime_ns}".encode()).hexdigest()
+    return DataError(
+        f"{shown(name)} changed while it was read", "leave the files alone while the stage runs, then run again"
+    )

@@ -6,10 +6,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from file_reading import read_documents
 
-from classifiers.files import Files, FilesSettings, ReadRows, make_plan
+from classifiers.file_plan import make_plan
+from classifiers.files import Files, FilesSettings
 from hornbook.errors import DataError, RecipeError
-from hornbook.parts import PartRange
 
 
 def stage(*paths: Path, **settings) -> Files:
@@ -18,19 +19,8 @@ def stage(*paths: Path, **settings) -> Files:
 
 def read_all(stage_context, made: Files):
     """Read every planned range in this process; return (texts by planned unit, rejects by planned unit)."""
-    context = stage_context(made)
-    maker = ReadRows(made.settings, context.artifact)
-    plan = make_plan(made.files, made.settings)
-    context.artifact.store.write(f"{context.artifact.folder}/plan.parquet", b"")
-    pq.write_table(plan, context.artifact.store.path(f"{context.artifact.folder}/plan.parquet"))
-    maker.setup()
-    texts, rejects = {}, {}
-    for part in plan.to_pylist():
-        content = maker.make(PartRange(part["start"], part["start"] + part["rows"]))
-        texts |= {row["id"] >> 16: row["text"] for row in content.table.to_pylist()}
-        rejects |= {row["id"]: row for row in content.rejects.to_pylist()}
-    assert sorted([*texts, *rejects]) == list(range(sum(part["rows"] for part in plan.to_pylist())))
-    return texts, rejects
+    documents, rejects = read_documents(stage_context(made), made)
+    return {unit: row["text"] for unit, row in documents.items()}, rejects
 
 
 @pytest.mark.parametrize("part_rows", [1, 7, 10, 100])

@@ -1,0 +1,107 @@
+"""Files of rows with named columns, Parquet and Arrow (what `datasets` saves), entered at any row; memory: one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from classifiers.records import Bad, checked
+from hornbook.errors import DataError
+
+if TYPE_CHECKING:
+    from classifiers.files import FilesSettings
+
+BATCH = 256  # rows
+ARROW_FILE = b"ARROW1"
+
+
+def parquet_rows(file: BinaryIO, name: str, settings: FilesSettings) -> tuple[int, int]:
+    """Return (rows, bytes of text, decompressed). Raises DataError where there is no such column of text."""
+    try:
+        found = pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{name} is not a readable Parquet file: {error}", "write it again, or leave it out") from error
+    _require_text(found.schema_arrow, name, settings)
+    metadata = found.metadata
+    size = 0
+    for group in range(metadata.num_row_groups):
+        columns = (metadata.row_group(group).column(number) for number in range(metadata.num_columns))
+        size += sum(
+            column.total_uncompressed_size for column in columns if column.path_in_schema == settings.text_field
+        )
+    return metadata.num_rows, size
+
+
+def parquet_texts(file: BinaryIO, first: int, rows: int, settings: FilesSettings) -> Iterator[str | Bad]:
+    """Yield the texts of `rows` rows from row `first` on."""
+    found = pq.ParquetFile(file)
+    groups: list[int] = []
+    for group in range(found.num_row_groups):
+        held = found.metadata.row_group(group).num_rows
+        if first >= held and not groups:
+            first -= held
+        else:
+            groups.append(group)
+    batches = found.iter_batches(batch_size=BATCH, row_groups=groups, columns=[settings.text_field])
+    yield from _texts(batches, first, rows, settings)
+
+
+def arrow_rows(file: BinaryIO, name: str, settings: FilesSettings) -> tuple[int, int]:
+    """Return (rows, bytes of text). Raises DataError for a file that is no Arrow data or lacks the column of text."""
+    rows = size = 0
+    try:
+        reader = _arrow(file)
+        _require_text(reader.schema, name, settings)
+        for batch in _batches(reader):
+            rows += len(batch)
+            size += batch.column(settings.text_field).nbytes
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{name} is not readable Arrow data: {error}", "write it again, or leave it out") from error
+    return rows, size
+
+
+def arrow_texts(file: BinaryIO, first: int, rows: int, settings: FilesSettings) -> Iterator[str | Bad]:
+    """Yield the texts of `rows` rows from row `first` on."""
+    reader = _arrow(file)
+    batches = (batch.select([settings.text_field]) for batch in _batches(reader))
+    yield from _texts(batches, first, rows, settings)
+
+
+def _arrow(file: BinaryIO) -> Any:
+    """Open Arrow data, streamed (as `datasets` writes it) or with a footer."""
+    source = pa.memory_map(file.name) if isinstance(getattr(file, "name", None), str) else file
+    if file.read(len(ARROW_FILE)) == ARROW_FILE:
+        return pa.ipc.open_file(source)
+    file.seek(0)
+    return pa.ipc.open_stream(source)
+
+
+def _batches(reader: Any) -> Iterator[pa.RecordBatch]:
+    if isinstance(reader, pa.ipc.RecordBatchFileReader):
+        yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+    else:
+        yield from reader
+
+
+def _texts(batches: Any, first: int, rows: int, settings: FilesSettings) -> Iterator[str | Bad]:
+    for batch in batches:
+        texts = batch.column(0).slice(min(first, len(batch)), max(0, rows))
+        first -= min(first, len(batch))
+        for text in texts:
+            yield checked(text.as_py(), settings.text_field, settings.max_bytes)
+        rows -= len(texts)
+        if rows <= 0:
+            return
+
+
+def _require_text(schema: pa.Schema, name: str, settings: FilesSettings) -> None:
+    if settings.text_field not in schema.names:
+        raise DataError(
+            f"{name} has no column {settings.text_field!r} (it has: {', '.join(schema.names)})", "set text_field"
+        )
+    kind = schema.field(settings.text_field).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise DataError(f"{name}: column {settings.text_field!r} holds {kind}, not text", "set text_field")

@@ -1,0 +1,105 @@
+"""The plan of the stage `files`: which records of which file make a part, and where a worker enters the file for them.
+
+A planned unit is a record, counted in one pass over every file by the readers that workers use later. Ranges of bytes would
+spare that pass, but then nobody knew how many records a range holds before it was read, and a count that is made while reading
+can not say that something was lost. The pass reads, decompresses and finds where records end; it parses and keeps nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+
+from classifiers.columns import arrow_rows, parquet_rows
+from classifiers.file_names import opened
+from classifiers.file_records import COLUMNS, WHOLE, format_of, stream_records
+from hornbook.parts import PartRange
+
+if TYPE_CHECKING:
+    from classifiers.files import FilesSettings
+
+READERS = 8  # files looked at at a time
+
+PLAN_SCHEMA = pa.schema(
+    [
+        ("start", pa.int64()),  # first planned unit of the segment
+        ("rows", pa.int64()),
+        ("part", pa.int64()),  # first planned unit of the part that it belongs to
+        ("file", pa.string()),
+        ("first_row", pa.int64()),  # of the file
+        ("offset", pa.int64()),  # where a reader enters the file; see records.Record
+        ("skip", pa.int64()),  # records from there to the first row
+        ("size", pa.int64()),  # of the file, bytes
+    ]
+)
+
+
+class Segment(NamedTuple):
+    """Records of one file that follow each other and fit into a part."""
+
+    rows: int
+    first_row: int
+    offset: int
+    skip: int
+    size: int
+    """Of the file, bytes."""
+
+
+def make_plan(files: Sequence[str], settings: FilesSettings) -> pa.Table:
+    """Return rows of PLAN_SCHEMA. Raises DataError for a file that cannot be read at all.
+
+    A part never spans two files, except that files of one document each share parts.
+    """
+    rows: list[dict[str, Any]] = []
+    start = part = held = weight = 0
+    with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
+        for name, segments in zip(files, pool.map(partial(file_segments, settings=settings), files), strict=True):
+            whole = format_of(name, settings) in WHOLE
+            for segment in segments:
+                heavy = weight + segment.size > settings.part_bytes
+                if not whole or not held or held >= settings.part_rows or heavy:
+                    part, held, weight = start, 0, 0
+                rows.append({"start": start, "part": part, "file": name, **segment._asdict()})
+                start += segment.rows
+                held, weight = (held + 1, weight + segment.size) if whole else (0, 0)
+    return pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)
+
+
+def planned_parts(plan: Sequence[dict[str, Any]]) -> list[PartRange]:
+    """Return the parts of a plan's rows."""
+    return [
+        PartRange(start, start + sum(segment["rows"] for segment in segments))
+        for start, segments in itertools.groupby(plan, key=lambda segment: segment["part"])
+    ]
+
+
+def file_segments(name: str, settings: FilesSettings) -> list[Segment]:
+    """Return a file's records in segments of at most `part_rows` rows and about `part_bytes` bytes."""
+    form = format_of(name, settings)
+    with opened(name) as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        if form in COLUMNS:
+            count, bytes_of_text = (parquet_rows if form == "parquet" else arrow_rows)(file, name, settings)
+            every = min(settings.part_rows, max(1, settings.part_bytes * count // max(1, bytes_of_text)))
+            return [Segment(min(every, count - row), row, 0, 0, size) for row in range(0, count, every)]
+    if form in WHOLE:
+        return [Segment(1, 0, 0, 0, size)]
+    segments: list[Segment] = []
+    first = entry = skip = rows = weight = 0
+    for number, record in enumerate(stream_records(name, settings)):
+        if rows and (rows >= settings.part_rows or weight + record.size > settings.part_bytes):
+            segments.append(Segment(rows, first, entry, skip, size))
+            rows = weight = 0
+        if not rows:
+            first, entry, skip = number, record.offset, record.skip
+        rows += 1
+        weight += record.size
+    return [*segments, Segment(rows, first, entry, skip, size)] if rows else []
