@@ -25,6 +25,7 @@ from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
 from training.packed import DESCRIPTION, PackDescription, tokenizer_hash
 from training.shards import ShardBuilder, Split
+from training.tokenizer import load_tokenizer
 
 TOKENIZER = "tokenizer"
 
@@ -106,9 +107,7 @@ class PackPart(PartMaker):
 
     def load(self, folder: Path) -> None:
         """Load the tokenizer from a local folder. Raises ModelError if it cannot serve."""
-        from transformers import AutoTokenizer
-
-        self.transformers_tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.transformers_tokenizer: Any = load_tokenizer(folder)
         if self.transformers_tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer {folder} has no end-of-text token", "choose one with an eos_token")
         if self.settings.form == "chat" and "{% generation %}" not in (self.transformers_tokenizer.chat_template or ""):

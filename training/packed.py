@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from hornbook.artifact import Artifact
 from hornbook.errors import StoreError
 from training.shards import SPLITS, Shard, ShardIndex, add_shards, token_dtype
+from training.tokenizer import load_tokenizer
 
 DESCRIPTION = "pack.json"
 
@@ -51,8 +53,4 @@ def shard_index(artifact: Artifact) -> ShardIndex:
 
 def tokenizer_hash(folder: Path) -> str:
     """Return a hash of a tokenizer folder's vocabulary, merges and special tokens, whatever else lies beside them."""
-    import hashlib
-
-    from transformers import AutoTokenizer
-
-    return hashlib.sha256(AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str().encode()).hexdigest()
+    return hashlib.sha256(load_tokenizer(folder).backend_tokenizer.to_str().encode()).hexdigest()
