@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from classifiers.corpus_order import CorpusOrder
-from hornbook.artifact import Artifact
+from hornbook.artifact import PART_COUNTS, Artifact, sum_counts
 from hornbook.errors import DataError
 from hornbook.parts import PartContent, PartRange
 from hornbook.partwork import PartMaker
@@ -42,8 +42,8 @@ class BrakeSettings(Protocol):
 class SummaryPart(PartMaker):
     """Adds up the finished attributes: there is one planned unit. Memory: some counts a source, and one part at a time."""
 
-    def __init__(self, corpus: CorpusOrder, attributes: Artifact, counts: Mapping[str, float]) -> None:
-        self.corpus, self.attributes, self.counts = corpus, attributes, dict(counts)
+    def __init__(self, corpus: CorpusOrder, attributes: Artifact, steps: Sequence[Artifact]) -> None:
+        self.corpus, self.attributes, self.steps = corpus, attributes, list(steps)
 
     def make(self, part: PartRange) -> PartContent:
         """Return the file `summary`, JSON: counts of the steps, documents by source, clusters by size, examples."""
@@ -66,7 +66,12 @@ class SummaryPart(PartMaker):
             key=lambda name: (-share[name] * sources[name].total() ** 0.5, name),
         )[:EXAMPLE_SOURCES]
         summary = {
-            "counts": self.counts,
+            "counts": {
+                name: count
+                for step in self.steps
+                for name, count in sum_counts(step.parts).items()
+                if name not in PART_COUNTS
+            },
             "sources": {name: dict(sorted(sources[name].items())) for name in sorted(sources)},
             "cluster_sizes": {str(size): sizes[size] // size for size in sorted(sizes)},
             "largest": [{"cluster": -name, "size": size} for size, name in largest],
