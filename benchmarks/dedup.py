@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=8000, help="documents that all sides get")
     parser.add_argument("--growth", type=int, default=2000, help="documents of the smallest of ours alone; 0: none")
-    parser.add_argument("--stories", type=int, default=2000, help="templated stories; 0: none")
+    parser.add_argument("--stories", type=int, default=500, help="templated stories; 0: none")
     parser.add_argument("--side", choices=tuple(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
