@@ -10,7 +10,7 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from hornbook.artifact import PART_COUNTS, Artifact, sum_counts
 from hornbook.errors import DataError
 from hornbook.parts import PartContent, PartRange
 from hornbook.partwork import PartMaker
+from hornbook.settings import Settings, runtime
 
 SHOWN = 5
 EXAMPLE_SOURCES = 20
@@ -29,14 +30,16 @@ EXAMPLES = 3
 EXAMPLE_CHARACTERS = 160
 
 
-class BrakeSettings(Protocol):
-    """The settings that brakes obey; see `classifiers.dedup`."""
+class BrakeSettings(Settings):
+    """What a run may lose before it stops. No part of the artifact's identity: a brake decides whether it is finished."""
 
-    largest_cluster: int
-    allow_large_clusters: bool
-    largest_loss: float
-    loss_documents: int
-    allow_loss: Mapping[str, float]
+    largest_cluster: int = runtime(1000, ge=2, description="Brake: documents in a cluster above which the stage stops.")
+    allow_large_clusters: bool = runtime(False, description="Release this brake.")
+    largest_loss: float = runtime(
+        0.5, ge=0, le=1, description="Brake: share of a source's documents lost above which the stage stops."
+    )
+    loss_documents: int = runtime(100, ge=1, description="Sources of fewer documents are not braked.")
+    allow_loss: dict[str, float] = runtime({}, description="Release this brake: {source: share that it may lose}.")
 
 
 class SummaryPart(PartMaker):

@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from classifiers.brakes import SummaryPart, brake, losses
+from classifiers.brakes import BrakeSettings, SummaryPart, brake, losses
 from classifiers.candidates import CandidatePart
 from classifiers.components import ClusterPart
 from classifiers.corpus_order import CorpusOrder
@@ -38,7 +38,7 @@ from hornbook.artifact import Artifact
 from hornbook.errors import DataError, RecipeError
 from hornbook.parts import PartContent, PartRange, commit_part, missing_ranges
 from hornbook.partwork import PartMaker
-from hornbook.settings import Settings, runtime
+from hornbook.settings import runtime
 from hornbook.shingles import bands_for
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
 
@@ -55,7 +55,7 @@ MIB = 1 << 20
 REPORTED_SOURCES = 50
 
 
-class DedupSettings(Settings):
+class DedupSettings(BrakeSettings):
     """What counts as a duplicate, which one is kept, and what a run may lose before it stops."""
 
     near: bool = Field(True, description="Find near-duplicates, too; without, exact copies only.")
@@ -77,13 +77,6 @@ class DedupSettings(Settings):
         "first", description="Which of a cluster is kept: the first in the order of inputs, or that of the best score."
     )
     score: str = Field("score", description="keep best: the column of the input `attributes`; higher is better.")
-    largest_cluster: int = runtime(1000, ge=2, description="Brake: documents in a cluster above which the stage stops.")
-    allow_large_clusters: bool = runtime(False, description="Release this brake.")
-    largest_loss: float = runtime(
-        0.5, ge=0, le=1, description="Brake: share of a source's documents lost above which the stage stops."
-    )
-    loss_documents: int = runtime(100, ge=1, description="Sources of fewer documents are not braked.")
-    allow_loss: dict[str, float] = runtime({}, description="Release this brake: {source: share that it may lose}.")
     worker_memory: int = runtime(512, ge=1, description="MiB that a worker may take for a slice of hashes or for sets.")
     cluster_memory: int = runtime(
         2048, ge=1, description="MiB for joining duplicates into clusters, on one worker: 200 bytes for each of them."

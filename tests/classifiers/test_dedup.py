@@ -195,9 +195,9 @@ def test_a_language_without_spaces_is_compared_by_characters(tmp_path) -> None:
 
 def test_the_seeds_setting_compares_sets_of_single_characters(tmp_path) -> None:
     store = Store(str(tmp_path))
-    seed = {"unit": "characters", "shingle": 1, "threshold": 0.85, "permutations": 256}
     web = corpus(store, "web", ["abcdefghij", "jihgfe dcba", "abcdefghijk", "abcdxyz"])
-    rows = rows_of(finished(stage(**seed), store, documents=[web]))
+    made = stage(unit="characters", shingle=1, threshold=0.85, permutations=256)
+    rows = rows_of(finished(made, store, documents=[web]))
     assert [row["kept"] for row in rows] == [True, False, False, True]
     assert [row["similarity"] for row in rows] == [1.0, 1.0, pytest.approx(10 / 11), None]
 
