@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=8000, help="documents that all sides get")
     parser.add_argument("--growth", type=int, default=2000, help="documents of the smallest of ours alone; 0: none")
-    parser.add_argument("--stories", type=int, default=2000, help="templated stories; 0: none")
+    parser.add_argument("--stories", type=int, default=500, help="templated stories; 0: none")
     parser.add_argument("--side", choices=tuple(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -162,7 +162,7 @@ def ours(folder: Path) -> Callable[[], tuple[Clusters, Clusters]]:
         run="benchmark",
         events=Events(store, "runs/benchmark"),
         stop_requested=lambda: False,
-        open_engine=lambda settings, wait=True: None,  # type: ignore[arg-type,return-value]
+        open_engine=lambda settings, wait=True: None,  # type: ignore[arg-type]
     )
     import rensa  # noqa: F401
     from scipy.sparse import csgraph  # noqa: F401
@@ -342,7 +342,7 @@ def write_corpus(store: Path, texts: Sequence[str]) -> None:
         ]
         commit_part(artifact.store, artifact.folder, part, PartContent(table=documents_table(documents)))
     nothing: dict[str, Any] = {"settings": {}, "models": {}, "inputs": {}, "input_stages": {}, "metrics": {}}
-    named = {"kind": "files", "stage": "corpus", "produces": "documents", "fingerprint": "0" * 64}
+    named: dict[str, Any] = {"kind": "files", "stage": "corpus", "produces": "documents", "fingerprint": "0" * 64}
     finish_artifact(artifact, **named, **nothing, seed=0, seconds=0.0)
 
 

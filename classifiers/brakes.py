@@ -10,17 +10,18 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from classifiers.corpus_order import CorpusOrder
-from hornbook.artifact import Artifact
+from hornbook.artifact import PART_COUNTS, Artifact, sum_counts
 from hornbook.errors import DataError
 from hornbook.parts import PartContent, PartRange
 from hornbook.partwork import PartMaker
+from hornbook.settings import Settings, runtime
 
 SHOWN = 5
 EXAMPLE_SOURCES = 20
@@ -29,21 +30,23 @@ EXAMPLES = 3
 EXAMPLE_CHARACTERS = 160
 
 
-class BrakeSettings(Protocol):
-    """The settings that brakes obey; see `classifiers.dedup`."""
+class BrakeSettings(Settings):
+    """What a run may lose before it stops. No part of the artifact's identity: a brake decides whether it is finished."""
 
-    largest_cluster: int
-    allow_large_clusters: bool
-    largest_loss: float
-    loss_documents: int
-    allow_loss: Mapping[str, float]
+    largest_cluster: int = runtime(1000, ge=2, description="Brake: documents in a cluster above which the stage stops.")
+    allow_large_clusters: bool = runtime(False, description="Release this brake.")
+    largest_loss: float = runtime(
+        0.5, ge=0, le=1, description="Brake: share of a source's documents lost above which the stage stops."
+    )
+    loss_documents: int = runtime(100, ge=1, description="Sources of fewer documents are not braked.")
+    allow_loss: dict[str, float] = runtime({}, description="Release this brake: {source: share that it may lose}.")
 
 
 class SummaryPart(PartMaker):
     """Adds up the finished attributes: there is one planned unit. Memory: some counts a source, and one part at a time."""
 
-    def __init__(self, corpus: CorpusOrder, attributes: Artifact, counts: Mapping[str, float]) -> None:
-        self.corpus, self.attributes, self.counts = corpus, attributes, dict(counts)
+    def __init__(self, corpus: CorpusOrder, attributes: Artifact, steps: Sequence[Artifact]) -> None:
+        self.corpus, self.attributes, self.steps = corpus, attributes, list(steps)
 
     def make(self, part: PartRange) -> PartContent:
         """Return the file `summary`, JSON: counts of the steps, documents by source, clusters by size, examples."""
@@ -66,7 +69,12 @@ class SummaryPart(PartMaker):
             key=lambda name: (-share[name] * sources[name].total() ** 0.5, name),
         )[:EXAMPLE_SOURCES]
         summary = {
-            "counts": self.counts,
+            "counts": {
+                name: count
+                for step in self.steps
+                for name, count in sum_counts(step.parts).items()
+                if name not in PART_COUNTS
+            },
             "sources": {name: dict(sorted(sources[name].items())) for name in sorted(sources)},
             "cluster_sizes": {str(size): sizes[size] // size for size in sorted(sizes)},
             "largest": [{"cluster": -name, "size": size} for size, name in largest],

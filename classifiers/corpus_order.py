@@ -41,9 +41,10 @@ class CorpusOrder:
         self.first: npt.NDArray[np.int64] = np.concatenate(([0], np.cumsum(rows, dtype=np.int64)))
         self._range_starts = np.array([part.start for part in self.ranges], np.int64)
         self._commits: list[dict[int, PartCommit]] | None = None
+        self._beside: dict[str, dict[int, PartCommit]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_commits": None}
+        return {**self.__dict__, "_commits": None, "_beside": {}}
 
     @property
     def parts(self) -> int:
@@ -71,9 +72,10 @@ class CorpusOrder:
     def read_beside(self, attributes: Sequence[Artifact], number: int, columns: Sequence[str]) -> pa.Table | None:
         """Return columns of the attributes of a part's documents, one artifact a corpus; None if it has no such part."""
         artifact = attributes[self.inputs[number]]
-        start = self.starts[number]
-        commit = next((part for part in artifact.parts if part.start == start), None)
-        return None if commit is None or not commit.has("data") else artifact.read(commit, columns=list(columns))
+        if artifact.folder not in self._beside:
+            self._beside[artifact.folder] = {part.start: part for part in artifact.parts}
+        commit = self._beside[artifact.folder].get(int(self.starts[number]))
+        return None if commit is None else artifact.read(commit, columns=list(columns))
 
     def blocks(self, documents: int) -> npt.NDArray[np.int64]:
         """Return bounds of blocks of successive parts, as part numbers, each with at least so many documents."""

@@ -20,13 +20,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from classifiers.brakes import SummaryPart, brake, losses
+from classifiers.brakes import BrakeSettings, SummaryPart, brake, losses
 from classifiers.candidates import CandidatePart
 from classifiers.components import ClusterPart
 from classifiers.corpus_order import CorpusOrder
@@ -36,9 +36,9 @@ from classifiers.sketches import ScoreColumn, Shingling, SketchPart
 from classifiers.verification import EdgePart, SetPart
 from hornbook.artifact import Artifact
 from hornbook.errors import DataError, RecipeError
-from hornbook.parts import PartRange
-from hornbook.partwork import PartMaker, Totals
-from hornbook.settings import Settings, runtime
+from hornbook.parts import PartContent, PartRange, commit_part, missing_ranges
+from hornbook.partwork import PartMaker
+from hornbook.settings import runtime
 from hornbook.shingles import bands_for
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
 
@@ -49,11 +49,13 @@ BYTES_PER_RECORD = 800
 where most documents are alone in theirs it is an eighth."""
 BLOCK_DOCUMENTS = 10_000
 """Documents whose pairs are compared by one worker at a time."""
+SMALL_CORPUS = 20_000
+"""Documents up to which one worker takes all steps."""
 MIB = 1 << 20
 REPORTED_SOURCES = 50
 
 
-class DedupSettings(Settings):
+class DedupSettings(BrakeSettings):
     """What counts as a duplicate, which one is kept, and what a run may lose before it stops."""
 
     near: bool = Field(True, description="Find near-duplicates, too; without, exact copies only.")
@@ -75,13 +77,6 @@ class DedupSettings(Settings):
         "first", description="Which of a cluster is kept: the first in the order of inputs, or that of the best score."
     )
     score: str = Field("score", description="keep best: the column of the input `attributes`; higher is better.")
-    largest_cluster: int = runtime(1000, ge=2, description="Brake: documents in a cluster above which the stage stops.")
-    allow_large_clusters: bool = runtime(False, description="Release this brake.")
-    largest_loss: float = runtime(
-        0.5, ge=0, le=1, description="Brake: share of a source's documents lost above which the stage stops."
-    )
-    loss_documents: int = runtime(100, ge=1, description="Sources of fewer documents are not braked.")
-    allow_loss: dict[str, float] = runtime({}, description="Release this brake: {source: share that it may lose}.")
     worker_memory: int = runtime(512, ge=1, description="MiB that a worker may take for a slice of hashes or for sets.")
     cluster_memory: int = runtime(
         2048, ge=1, description="MiB for joining duplicates into clusters, on one worker: 200 bytes for each of them."
@@ -143,51 +138,63 @@ def run_steps(context: StageContext, settings: DedupSettings, stage: str) -> byt
     slices, blocks = plan(context, corpus, bands[0], settings.worker_memory * MIB)
     shingling = Shingling(settings.unit, settings.shingle, settings.longest)
     memory = settings.worker_memory * MIB
-    steps = Steps(context, settings)
-    sketched = steps.make("sketches", SketchPart(corpus, shingling, bands, slices, scores), corpus.parts)
-    paired = steps.make("candidates", CandidatePart(corpus, steps.artifact("sketches"), slices, blocks), slices)
-    steps.make("sets", SetPart(corpus, steps.artifact("candidates"), shingling), corpus.parts)
-    edges = EdgePart(
-        corpus, steps.artifact("candidates"), steps.artifact("sets"), len(blocks) - 1, settings.threshold, memory
+    artifact = Artifact(context.artifact.store, context.artifact.folder)
+    sketches, candidates, sets, edges, clusters, summary = (
+        Artifact(artifact.store, f"{artifact.folder}/{WORK}/{name}")
+        for name in ("sketches", "candidates", "sets", "edges", "clusters", "summary")
     )
-    compared = steps.make("edges", edges, len(blocks) - 1)
-    clusters = ClusterPart(
-        corpus,
-        steps.artifact("sketches"),
-        steps.artifact("candidates"),
-        steps.artifact("edges"),
-        settings.cluster_memory * MIB,
-    )
-    steps.make("clusters", clusters, 1)
-    decisions = DecisionPart(corpus, steps.artifact("sketches"), steps.artifact("clusters"))
-    context.make_parts(steps.prepared(decisions), corpus.ranges, unit="documents")
-    counts = {**sketched.counts, **paired.counts, **compared.counts}
-    steps.make("summary", SummaryPart(corpus, Artifact(context.artifact.store, context.artifact.folder), counts), 1)
-    summary = steps.artifact("summary")
-    (part,) = summary.parts
+    counted = (sketches, candidates, edges)
+    steps = [
+        Step(sketches, SketchPart(corpus, shingling, bands, slices, scores), units(corpus.parts)),
+        Step(candidates, CandidatePart(corpus, sketches, slices, blocks), units(slices)),
+        Step(sets, SetPart(corpus, candidates, shingling), units(corpus.parts)),
+        Step(
+            edges,
+            EdgePart(corpus, candidates, sets, len(blocks) - 1, settings.threshold, memory),
+            units(len(blocks) - 1),
+        ),
+        Step(clusters, ClusterPart(corpus, sketches, candidates, edges, settings.cluster_memory * MIB), units(1)),
+        Step(artifact, DecisionPart(corpus, sketches, clusters), corpus.ranges),
+        Step(summary, SummaryPart(corpus, artifact, counted), units(1)),
+    ]
+    if corpus.rows <= SMALL_CORPUS:
+        steps = [Step(Artifact(artifact.store, f"{artifact.folder}/{WORK}/whole"), OneWorker(steps), units(1))]
+    for step in steps:
+        step.maker.kind, step.maker.max_workers = Dedup.kind, settings.workers
+        replace(context, artifact=step.artifact).make_parts(step.maker, step.ranges, unit="parts")
+    (part,) = Artifact(summary.store, summary.folder).parts
     return summary.store.read(f"{summary.folder}/{part.file('summary').name}")
 
 
-class Steps:
-    """Makes the parts of the steps, each in a folder of its own below `work`."""
+@dataclass(frozen=True)
+class Step:
+    """Parts to make in a folder, by a maker; those that are there are not made again."""
 
-    def __init__(self, context: StageContext, settings: DedupSettings) -> None:
-        self._context, self._settings = context, settings
+    artifact: Artifact
+    maker: PartMaker
+    ranges: Sequence[PartRange]
 
-    def artifact(self, name: str) -> Artifact:
-        """Return a step's folder; its parts are looked up when they are first asked for."""
-        return Artifact(self._context.artifact.store, f"{self._context.artifact.folder}/{WORK}/{name}")
 
-    def prepared(self, maker: PartMaker) -> PartMaker:
-        """Return the maker with what the settings say of workers."""
-        maker.kind, maker.max_workers = Dedup.kind, self._settings.workers
-        return maker
+class OneWorker(PartMaker):
+    """Makes the parts of several steps one after the other: to start workers for each takes longer than a small corpus."""
 
-    def make(self, name: str, maker: PartMaker, units: int) -> Totals:
-        """Make the missing ones of a step's units, each a part of its own."""
-        ranges = [PartRange(unit, unit + 1) for unit in range(units)]
-        step = replace(self._context, artifact=self.artifact(name))
-        return step.make_parts(self.prepared(maker), ranges, unit=f"{name} parts")
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.steps = list(steps)
+
+    def make(self, part: PartRange) -> PartContent:
+        """Commit what is missing of each step."""
+        for step in self.steps:
+            store, folder = step.artifact.store, step.artifact.folder
+            if missing := missing_ranges(store, folder, step.ranges):
+                step.maker.setup()
+                for some in missing:
+                    commit_part(store, folder, some, step.maker.make(some))
+        return PartContent(table=None, succeeded=1)
+
+
+def units(count: int) -> list[PartRange]:
+    """Return so many planned units, each a part of its own."""
+    return [PartRange(unit, unit + 1) for unit in range(count)]
 
 
 def plan(context: StageContext, corpus: CorpusOrder, bands: int, memory: int) -> tuple[int, Numbers]:

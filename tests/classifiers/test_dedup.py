@@ -24,6 +24,15 @@ from hornbook.parts import PartContent, PartRange, commit_part, missing_ranges, 
 from hornbook.shingles import band_hashes, bands_for, minhash, word_shingles, words_of
 from hornbook.store import Store
 
+
+@pytest.fixture(autouse=True, scope="module")
+def each_step_by_itself():
+    """As a corpus too large for one worker is treated: what comes out must be the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("classifiers.dedup.SMALL_CORPUS", 0)
+        yield
+
+
 WORDS = [first + vowel + last for first in "bdfgh" for vowel in "aeiou" for last in "lmnprst"]
 
 
@@ -186,9 +195,9 @@ def test_a_language_without_spaces_is_compared_by_characters(tmp_path) -> None:
 
 def test_the_seeds_setting_compares_sets_of_single_characters(tmp_path) -> None:
     store = Store(str(tmp_path))
-    seed = {"unit": "characters", "shingle": 1, "threshold": 0.85, "permutations": 256}
     web = corpus(store, "web", ["abcdefghij", "jihgfe dcba", "abcdefghijk", "abcdxyz"])
-    rows = rows_of(finished(stage(**seed), store, documents=[web]))
+    made = stage(unit="characters", shingle=1, threshold=0.85, permutations=256)
+    rows = rows_of(finished(made, store, documents=[web]))
     assert [row["kept"] for row in rows] == [True, False, False, True]
     assert [row["similarity"] for row in rows] == [1.0, 1.0, pytest.approx(10 / 11), None]
 
@@ -375,11 +384,13 @@ def test_too_many_duplicates_for_one_worker_are_said(tmp_path) -> None:
     assert "raise cluster_memory" in raised.value.cure
 
 
-def test_on_workers_the_same_comes_out(ray_cluster, stage_context, tmp_path) -> None:
+def test_on_workers_the_same_comes_out(ray_cluster, stage_context, monkeypatch) -> None:
     rng = random.Random(12)
     texts = planted(rng, 60, 60)
     web = corpus(stage_context.store, "web", texts, 30)
     here = finished(stage("here", largest_loss=1), stage_context.store, documents=[web])
+    monkeypatch.setattr("classifiers.dedup.SMALL_CORPUS", 1000)
     there = stage_context.finished(stage("there", largest_loss=1), documents=[web])
     assert there.manifest.digest == here.manifest.digest
     assert there.manifest.metrics == here.manifest.metrics
+    assert there.store.names(there.folder) == here.store.names(here.folder)

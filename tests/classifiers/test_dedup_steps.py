@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from classifiers.candidates import ALL_PAIRS, NEIGHBOURS, PAIR, candidate_pairs
 from classifiers.components import Clusters
 from classifiers.sketches import BAND, slice_of, text_batches, text_hash
-from classifiers.verification import jaccard, verified
+from classifiers.verification import SetReader, jaccard, verified
 
 
 def bucket(hashes: list[int], contents: list[int]) -> np.ndarray:
@@ -55,17 +55,17 @@ def test_a_large_bucket_gives_work_that_grows_with_it() -> None:
     assert len(copies) == 0 and skipped == 0
 
 
-class Sets:
+class Sets(SetReader):
     """Sets by ordinal, and how many bytes were asked for at once."""
 
     def __init__(self, sets: list[np.ndarray]) -> None:
-        self.sets, self.most = sets, 0
+        self.arrays, self.most = sets, 0
 
     def places(self, ordinals):
-        return np.zeros(len(ordinals), np.int64), np.array([len(self.sets[entry]) for entry in ordinals], np.int64)
+        return np.zeros(len(ordinals), np.int64), np.array([len(self.arrays[entry]) for entry in ordinals], np.int64)
 
     def read(self, ordinals, starts, stops):
-        found = [self.sets[entry] for entry in ordinals]
+        found = [self.arrays[entry] for entry in ordinals]
         self.most = max(self.most, sum(entry.nbytes for entry in found))
         return found
 
