@@ -22,7 +22,7 @@ from hornbook.errors import RecipeError
 from hornbook.parts import PartCommit, PartContent, PartRange, parquet_bytes, same_ids
 from hornbook.partwork import PartMaker
 from hornbook.settings import Settings, nearest, runtime
-from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
+from hornbook.stage import Expected, Input, Produces, Stage, StageContext, StageResult
 
 SELECTION = "selection"
 """Role of the file beside each part of a filtered corpus that says of every document whether it stays, and why not."""
@@ -48,7 +48,7 @@ class Select(Stage):
     """Keeps the documents that pass all rules over their attributes."""
 
     kind = "select"
-    produces = "documents"
+    produces: ClassVar[Produces] = "documents"
     Settings = SelectSettings
     inputs: ClassVar[Mapping[str, Input]] = {
         "documents": Input("documents"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from small_corpora import corpus, finished
 from test_code_similarity import OTHER, PROGRAM, RENAMED
 
 from classifiers.decontaminate import ITEMS, Decontaminate, DecontaminateSettings, read_items
+from classifiers.embed import EmbedPart, EmbedSettings
 from classifiers.evaluation_sets import ItemText, items_table
 from classifiers.item_finder import FindSettings, ItemFinder
 from classifiers.planted import self_test
+from classifiers.selection import Select, SelectSettings
+from classifiers.selection_rules import Rule
 from hornbook.artifact import Artifact
 from hornbook.errors import DataError, HornbookError, RecipeError
 from hornbook.parts import PartContent, commit_part, same_ids
@@ -28,10 +32,14 @@ FERRY = "A ferry leaves the harbour at nine and sails six miles an hour against 
 BREAD = "Mila bakes three loaves a day and gives away every fifth one; how many loaves does she keep in two weeks?"
 SHORT = "Which of the two rivers is longer, then?"
 CLEAN = "Bread is baked from flour and water. The ferry leaves from the old harbour, and nobody knows when it arrives."
-ITEMS_OF_OURS = [{"id": "ferry", "text": FERRY}, {"id": "bread", "text": BREAD}, {"id": 3, "text": SHORT}]
+ITEMS_OF_OURS: list[dict[str, Any]] = [
+    {"id": "ferry", "text": FERRY},
+    {"id": "bread", "text": BREAD},
+    {"id": 3, "text": SHORT},
+]
 
 
-def write(folder: Path, rows: list[dict[str, Any]], name: str = "sums.jsonl") -> dict[str, Any]:
+def write(folder: Path, rows: Sequence[Any], name: str = "sums.jsonl") -> dict[str, Any]:
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {"name": name.split(".")[0], "path": str(folder / name)}
 
@@ -266,20 +274,36 @@ def test_other_items_are_another_artifact_and_jobs_take_the_files_along(tmp_path
     assert named_files(recipe) == {"sums.jsonl": tmp_path / "sums.jsonl"}
 
 
-def test_with_ray_and_real_embeddings_it_runs_and_resumes(ray_cluster, stage_context, tmp_path):
-    from classifiers.embed import Embed, EmbedSettings
-
+def test_from_raw_documents_to_a_clean_corpus_with_ray(ray_cluster, stage_context, tmp_path):
+    store = stage_context.store
     code = write(tmp_path, [{"id": 1, "code": PROGRAM}], "programs.jsonl") | {"fields": [], "code_fields": ["code"]}
-    documents = corpus(stage_context.store, [("web", text) for text in (CLEAN, RENAMED, OTHER, BREAD)])
-    embeddings = stage_context.finished(Embed("vectors", EmbedSettings(max_tokens=64), seed=1), documents=[documents])
+    documents = corpus(store, [("web", text) for text in (CLEAN, RENAMED, OTHER, BREAD)])
     cleaning = stage(code, write(tmp_path, ITEMS_OF_OURS), ast_match=0.9, embedding_distance=1.2)
-    inputs = {"documents": [documents], "embeddings": [embeddings]}
+    inputs = {"documents": [documents], "embeddings": [embedded(store, documents)]}
     artifact = stage_context.finished(cleaning, **inputs)
     rows = [row for table in artifact.tables() for row in table.to_pylist()]
     assert [row["item"] for row in rows] == ["", "1", "", "bread"]
     assert [row["method"] for row in rows] == ["", "syntax", "", "13-gram"]
     assert {entry.name for entry in artifact.manifest.files} == {ITEMS}
-    digest, store = artifact.manifest.digest, artifact.store
+    digest = artifact.manifest.digest
     store.delete(f"{artifact.folder}/manifest.json")
     store.delete(f"{artifact.folder}/parts/{store.names(f'{artifact.folder}/parts')[0]}")
-    assert stage_context.finished(cleaning, **inputs).manifest.digest == digest
+    again = stage_context.finished(cleaning, **inputs)
+    assert again.manifest.digest == digest
+    rules = SelectSettings(rules=(Rule(column="contaminated", is_false=True),))
+    chosen = stage_context.finished(Select("chosen", rules, seed=1), documents=[documents], attributes=[again])
+    assert [text for table in chosen.tables() for text in table["text"].to_pylist()] == [CLEAN, OTHER]
+    counts = chosen.manifest.counts
+    assert (counts["planned"], counts["rows"], counts["empty"], counts["rejected"]) == (4, 2, 2, 0)
+
+
+def embedded(store, documents: Artifact) -> Artifact:
+    """Embed a corpus with the real model, in this process."""
+    settings = EmbedSettings(max_tokens=64)
+    maker = EmbedPart(settings, documents, on_gpu=False)
+    maker.setup()
+    for part in documents.parts:
+        commit_part(store, "artifacts/vectors", part.range, maker.make(part.range))
+    return finished(
+        store, "vectors", "attributes", {"documents": [documents]}, settings=settings.identity(), kind="embed"
+    )

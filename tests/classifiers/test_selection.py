@@ -46,8 +46,10 @@ def select(
     context.make_parts = lambda maker, ranges, **options: make_here(context.artifact, maker, ranges)
     metrics = selecting.run(context).metrics
     listed = "data" if selecting.produces == "attributes" else SELECTION
-    rows = [[row for table in context.artifact.tables(role) for row in table.to_pylist()] for role in ("data", listed)]
-    return metrics, *rows
+    kept, rows = [
+        [row for table in context.artifact.tables(role) for row in table.to_pylist()] for role in ("data", listed)
+    ]
+    return metrics, kept, rows
 
 
 def make_here(artifact: Artifact, maker: Any, ranges: Any) -> None:
@@ -254,18 +256,3 @@ class Contexts:
         context.optional_input = lambda role: next(iter(inputs.get(role, ())), None)
         context.input = lambda role: inputs[role][0]
         return context
-
-
-def test_a_chain_of_stages_selects_and_resumes(ray_cluster, stage_context):
-    documents = corpus(stage_context.store, ROWS)
-    scores = beside(stage_context.store, documents, {"score": list(range(7))})
-    chosen = stage([{"column": "score", "min": 3}])
-    artifact = stage_context.finished(chosen, documents=[documents], attributes=[scores])
-    counts = artifact.manifest.counts
-    assert (counts["planned"], counts["rows"], counts["empty"], counts["rejected"]) == (7, 4, 3, 0)
-    digest = artifact.manifest.digest
-    artifact.store.delete(f"{artifact.folder}/manifest.json")
-    names = artifact.store.names(f"{artifact.folder}/parts")
-    artifact.store.delete(f"{artifact.folder}/parts/{names[0]}")
-    again = stage_context.finished(chosen, documents=[documents], attributes=[scores])
-    assert again.manifest.digest == digest
