@@ -17,7 +17,6 @@ import pyarrow as pa
 from classifiers.records import Broken
 
 BLOCK = 1 << 16  # bytes
-STEP = 64  # bytes, at the end of what can be decompressed
 CODECS = {".gz": "gzip", ".tgz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
 
@@ -184,7 +183,7 @@ class _Expanded(_Raw):
         return data
 
     def _last_bytes(self) -> bytes:
-        """Return what the block holds that could not be read whole: the file is read again, that block in small steps."""
+        """Return what the block holds that could not be read whole: the file is read again, that block byte by byte."""
         pieces: list[bytes] = []
         try:
             self._file.seek(0)
@@ -194,7 +193,7 @@ class _Expanded(_Raw):
             while left:
                 left -= len(self._stream.read(min(left, BLOCK)))
             while True:
-                pieces.append(bytes(self._stream.read(STEP)))
+                pieces.append(bytes(self._stream.read(1)))
         except (OSError, pa.ArrowException):
             return b"".join(pieces)
 
