@@ -167,7 +167,7 @@ def test_a_file_that_changed_after_the_plan_is_named(tmp_path: Path, stage_conte
     context.artifact.store.write(f"{context.artifact.folder}/{PLAN}", parquet_bytes(plan))
     maker = ReadRows(made.settings, context.artifact)
     maker.setup()
-    parts = planned_parts(plan.to_pylist())
+    parts = planned_parts(plan)
     maker.make(parts[0])
     path.write_bytes(as_jsonl(TEXTS[:19]))
     with pytest.raises(DataError, match=r"a\.jsonl changed while it was read"):
