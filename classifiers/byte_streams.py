@@ -161,28 +161,41 @@ class _Expanded(_Raw):
 
     def __init__(self, file: Any, codec: str, limit: int) -> None:
         super().__init__()
-        self._file, self._limit, self._given = file, limit, 0
+        self._file, self._codec, self._limit, self._given = file, codec, limit, 0
         self._stream = pa.CompressedInputStream(file, codec)
         self._broken: Broken | None = None
 
     def piece(self) -> bytes:
-        try:
-            return self._next()
-        except Broken as broken:
-            self._broken = broken  # whoever asks again, as an archive does after its member, is told again
-            raise
-
-    def _next(self) -> bytes:
-        if self._broken is not None:
+        if self._broken is not None:  # whoever asks again, as an archive does after its member, is told again
             raise self._broken
         if self._given >= self._limit:
-            raise Broken("too-large", f"expands to more than {self._limit} bytes, the limit")
+            self._broken = Broken("too-large", f"expands to more than {self._limit} bytes, the limit")
+            raise self._broken
         try:
             data = bytes(self._stream.read(BLOCK))
         except (OSError, pa.ArrowException) as error:
-            raise Broken("unreadable-rest", f"from about byte {self._given}, decompressed: {error}") from error
+            data = self._last_bytes() if self._file.seekable() else b""
+            where = f"from about byte {self._given + len(data)}, decompressed"
+            self._broken = Broken("unreadable-rest", f"{where}: {error}")
+            if not data:
+                raise self._broken from error
         self._given += len(data)
         return data
+
+    def _last_bytes(self) -> bytes:
+        """Return what the block holds that could not be read whole: the file is read again, that block byte by byte."""
+        pieces: list[bytes] = []
+        try:
+            self._file.seek(0)
+            self._first = self._stream  # kept: it would close the file that it goes away with
+            self._stream = pa.CompressedInputStream(self._file, self._codec)
+            left = self._given
+            while left:
+                left -= len(self._stream.read(min(left, BLOCK)))
+            while True:
+                pieces.append(bytes(self._stream.read(1)))
+        except (OSError, pa.ArrowException):
+            return b"".join(pieces)
 
     def close(self) -> None:
         self._file.close()

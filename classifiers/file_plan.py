@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from classifiers.columns import arrow_rows, parquet_rows
@@ -57,7 +58,7 @@ def make_plan(files: Sequence[str], settings: FilesSettings) -> pa.Table:
 
     A part never spans two files, except that files of one document each share parts.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[Any, ...]] = []
     start = part = held = weight = 0
     with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
         for name, segments in zip(files, pool.map(partial(file_segments, settings=settings), files), strict=True):
@@ -66,18 +67,31 @@ def make_plan(files: Sequence[str], settings: FilesSettings) -> pa.Table:
                 heavy = weight + segment.size > settings.part_bytes
                 if not whole or not held or held >= settings.part_rows or heavy:
                     part, held, weight = start, 0, 0
-                rows.append({"start": start, "part": part, "file": name, **segment._asdict()})
+                rows.append((start, segment.rows, part, name, *segment[1:]))
                 start += segment.rows
                 held, weight = (held + 1, weight + segment.size) if whole else (0, 0)
-    return pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)
+    if not rows:
+        return PLAN_SCHEMA.empty_table()
+    return pa.Table.from_arrays(
+        [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), PLAN_SCHEMA, strict=True)],
+        schema=PLAN_SCHEMA,
+    )
 
 
-def planned_parts(plan: Sequence[dict[str, Any]]) -> list[PartRange]:
-    """Return the parts of a plan's rows."""
-    return [
-        PartRange(start, start + sum(segment["rows"] for segment in segments))
-        for start, segments in itertools.groupby(plan, key=lambda segment: segment["part"])
-    ]
+def planned_parts(plan: pa.Table) -> list[PartRange]:
+    """Return the parts of a plan, in order."""
+    if not plan.num_rows:
+        return []
+    starts = np.unique(plan["part"].to_numpy()).tolist()
+    stop = plan["start"][-1].as_py() + plan["rows"][-1].as_py()
+    return [PartRange(start, following) for start, following in itertools.pairwise([*starts, stop])]
+
+
+def part_segments(plan: pa.Table, part: PartRange) -> list[dict[str, Any]]:
+    """Return the rows of a plan that make a part."""
+    low, high = np.searchsorted(plan["start"].to_numpy(), [part.start, part.stop])
+    rows: list[dict[str, Any]] = plan.slice(low, high - low).to_pylist()
+    return rows
 
 
 def file_segments(name: str, settings: FilesSettings) -> list[Segment]:

@@ -23,7 +23,7 @@ from pydantic import Field, field_validator
 from classifiers.byte_streams import codec_of
 from classifiers.columns import arrow_texts, parquet_texts
 from classifiers.file_names import named_files, opened, path_of, remote_mark, shown
-from classifiers.file_plan import make_plan, planned_parts
+from classifiers.file_plan import make_plan, part_segments, planned_parts
 from classifiers.file_records import COLUMNS, format_of, stream_records
 from classifiers.records import Bad, Record
 from hornbook.artifact import Artifact
@@ -123,12 +123,12 @@ class Files(Stage):
         if not store.exists(name):
             store.create(name, parquet_bytes(make_plan(self.files, self.settings)))
         with store.open_input(name) as file:
-            plan = pq.read_table(file).to_pylist()
-        if not plan:
+            plan = pq.read_table(file)
+        if not plan.num_rows:
             files = ", ".join(map(shown, self.files))
             raise DataError(f"{self.name}: {files}: no rows", "name files that hold documents")
         totals = context.make_parts(ReadRows(self.settings, context.artifact), planned_parts(plan), unit="rows")
-        empty = sorted(set(self.files) - {part["file"] for part in plan})
+        empty = sorted(set(self.files) - set(plan["file"].to_pylist()))
         metrics: dict[str, Any] = {"files": len(self.files), "rows": totals.planned, "empty_files": len(empty)}
         if empty:
             metrics["warnings"] = [f"{shown(name)} is empty" for name in empty[:NAMED]]
@@ -151,8 +151,7 @@ class ReadRows(PartMaker):
     def setup(self) -> None:
         """Read the plan."""
         with self.artifact.store.open_input(f"{self.artifact.folder}/{PLAN}") as file:
-            plan = pq.read_table(file).to_pylist()
-        self.parts = {start: list(rows) for start, rows in itertools.groupby(plan, key=lambda row: row["part"])}
+            self.plan = pq.read_table(file)
         self.file = ""
         self.records: Iterator[Record] = iter(())
         self.next_row = 0
@@ -161,7 +160,7 @@ class ReadRows(PartMaker):
         """Return the range's documents and rejects."""
         documents: list[Document] = []
         rejects: list[Reject] = []
-        for planned in self.parts[part.start]:
+        for planned in part_segments(self.plan, part):
             file = shown(planned["file"])
             for place, (found, meta, kind, where) in enumerate(self._found(planned)):
                 unit, row = planned["start"] + place, planned["first_row"] + place
@@ -190,11 +189,12 @@ class ReadRows(PartMaker):
                     raise DataError(message, "write it again, or leave it out of paths") from error
         else:
             self._go_to(planned, form)
+            self.file = ""  # whoever fails on the way leaves no place to go on from
             for record in itertools.islice(self.records, planned["rows"]):
                 where = f" (record at byte {record.offset})" if not record.skip and "member" not in record.meta else ""
                 yield record.read(), record.meta, record.kind, where
                 count += 1
-            self.next_row += count
+            self.file, self.next_row = name, self.next_row + count
         if count != planned["rows"]:
             raise _changed(name)
 

@@ -25,7 +25,7 @@ def read_documents(context: StageContext, made: Files, workers: int = 1) -> tupl
         maker.setup()
     documents: Rows = {}
     rejects: Rows = {}
-    for part, maker in zip(planned_parts(plan.to_pylist()), itertools.cycle(makers), strict=False):
+    for part, maker in zip(planned_parts(plan), itertools.cycle(makers), strict=False):
         content = maker.make(part)
         kept = {row["id"] >> 16: row for row in content.table.to_pylist()}
         lost = {row["id"]: row for row in content.rejects.to_pylist()}

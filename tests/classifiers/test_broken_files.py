@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import subprocess
@@ -49,6 +50,14 @@ def test_a_torn_compressed_file_keeps_what_can_be_read(
         assert 500 < len(texts) < 3000 and texts == TEXTS[: len(texts)]
         assert rejects[-1][0] == "unreadable-rest" and "byte" in rejects[-1][1]
         assert len(rejects) == (2 if name == "a.tar" else 1)  # the member that broke off, and the archive's rest
+
+
+def test_a_small_torn_file_keeps_its_lines_up_to_the_tear(tmp_path: Path, stage_context: Any) -> None:
+    packed = gzip.compress(as_jsonl([hashlib.sha512(text.encode()).hexdigest() for text in TEXTS[:200]]))
+    for cut, least in ((1, 200), (500, 180)):
+        (tmp_path / "a.jsonl.gz").write_bytes(packed[:-cut])
+        texts, rejects = read(stage_context, tmp_path / "a.jsonl.gz", 2, part_rows=30)
+        assert len(texts) >= least and [reason for reason, _ in rejects] == ["unreadable-rest"]
 
 
 def test_a_bad_record_costs_no_other(tmp_path: Path, stage_context: Any) -> None:
@@ -158,7 +167,7 @@ def test_a_file_that_changed_after_the_plan_is_named(tmp_path: Path, stage_conte
     context.artifact.store.write(f"{context.artifact.folder}/{PLAN}", parquet_bytes(plan))
     maker = ReadRows(made.settings, context.artifact)
     maker.setup()
-    parts = planned_parts(plan.to_pylist())
+    parts = planned_parts(plan)
     maker.make(parts[0])
     path.write_bytes(as_jsonl(TEXTS[:19]))
     with pytest.raises(DataError, match=r"a\.jsonl changed while it was read"):

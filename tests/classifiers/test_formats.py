@@ -174,7 +174,7 @@ def test_whole_files_are_documents_and_share_parts(tmp_path: Path, stage_context
     ]
     from classifiers.file_plan import make_plan, planned_parts
 
-    assert list(map(len, planned_parts(make_plan(made.files, made.settings).to_pylist()))) == [4, 1]
+    assert list(map(len, planned_parts(make_plan(made.files, made.settings)))) == [4, 1]
     assert read_texts(stage_context, tmp_path / "d.txt") == ["one", "two"]
 
 

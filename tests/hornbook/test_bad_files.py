@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,17 +89,25 @@ def test_a_file_that_is_not_there(hornbook: Run, tmp_path: Path) -> None:
 def test_rows_that_are_no_text_are_rejected_by_file_and_reason(
     hornbook: Run, tmp_path: Path, ray_cluster: None
 ) -> None:
-    """An empty file, a line of 50 MB, invalid UTF-8, broken JSON: the rest is kept, and `hornbook show` names each."""
-    huge, latin, empty, torn = (tmp_path / name for name in ("huge.txt", "latin.txt", "empty.txt", "torn.jsonl"))
+    """A line of 50 MB, invalid UTF-8, broken JSON, a torn gzip: the rest is kept, and `hornbook show` names each."""
+    names = ("huge.txt", "latin.txt", "empty.txt", "torn.jsonl", "cut.txt.gz")
+    huge, latin, empty, torn, cut = (tmp_path / name for name in names)
+    cut.write_bytes(gzip.compress(b"a whole line\nanother one\n")[:-9])
     huge.write_bytes(b"a good line\n" + b"x" * 50_000_000 + b"\nanother good line\n")
     latin.write_bytes("café\n".encode("latin-1") + "café\n".encode())
     empty.touch()
     torn.write_text('{"text": "whole"}\n{"text": "to\n{"other": 1}\n')
-    answer = hornbook("run", recipe(tmp_path, huge, latin, empty, torn))
+    answer = hornbook("run", recipe(tmp_path, huge, latin, empty, torn, cut))
     assert answer.code == 0, answer.err
-    assert "4 rows, 4 rejected" in answer.out
+    assert "5 rows, 5 rejected" in answer.out
     shown = hornbook("show", "latest/own").out
-    for path, reason in ((huge, "too-long"), (latin, "encoding"), (torn, "not-json"), (torn, "no-text")):
+    for path, reason in (
+        (huge, "too-long"),
+        (latin, "encoding"),
+        (torn, "not-json"),
+        (torn, "no-text"),
+        (cut, "unreadable-rest"),
+    ):
         assert any(str(path) in line and reason in line for line in shown.splitlines()), shown
     assert f"  {empty} is empty" in shown.splitlines()
     assert "50000001 bytes" in shown
