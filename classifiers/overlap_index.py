@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from hornbook.near_duplicates import words_of
+from hornbook.shingles import words_of
 
 COVER = 5
 """Words of a run that counts towards the overlap of a text that is hit. Chance puts shorter runs into long documents."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from classifiers.item_finder import ItemFinder
 from hornbook.errors import DataError
-from hornbook.near_duplicates import words_of
+from hornbook.shingles import words_of
 from hornbook.syntax import NotPython, parse_python, without_docstring
 
 PLANTED = 20

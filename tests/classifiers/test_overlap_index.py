@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from classifiers.overlap_index import OverlapIndex
-from hornbook.near_duplicates import words_of
+from hornbook.shingles import words_of
 
 # Few words, so that shorter runs are shared all the time; letters of several scripts, one written without spaces.
 WORDS = st.sampled_from(["the", "cat", "sat", "Straße", "éléments", "x=1", "水", "ὁδός", "b-c", "7"])
