@@ -68,7 +68,7 @@ class Extract(Stage):
 
     def extra_identity(self) -> dict[str, str]:
         """Return the versions of what extracts and repairs: another one gives other texts."""
-        used = [name for name in (self.settings.extractor,) if name != "none"]
+        used: list[str] = [] if self.settings.extractor == "none" else [self.settings.extractor]
         used += ["ftfy"] if self.settings.cleaning.encoding else []
         found = {f"version of {name}": importlib.metadata.version(name) for name in used}
         if self.settings.cleaning.unicode != "none":
@@ -153,8 +153,8 @@ class ExtractPart(PartMaker):
             # Parsers stumble over NUL bytes, and turn the hard space that is a part of `Ã ` into a plain one.
             html = repair_encoding(text) if settings.cleaning.encoding else text
             text = self.main_text(drop_controls(html))
-        title = meta.get("title") if isinstance(meta.get("title"), str) else ""
-        text, cleaned = clean(text, settings.cleaning, from_html, title)
+        title = meta.get("title")
+        text, cleaned = clean(text, settings.cleaning, from_html, title if isinstance(title, str) else "")
         if not text.strip():
             raise NoMainText("no-text", "no main text was found in it" if from_html else "nothing is left of it")
         if len(text) < settings.min_characters:

@@ -135,13 +135,12 @@ def test_an_extractor_that_dies_is_a_reject_and_one_that_does_not_start_an_error
 
 
 @pytest.mark.parametrize("extractor", ["trafilatura", "resiliparse"])
-def test_nul_bytes_half_pairs_and_broken_markup_give_text(extractor):
-    main_text = MainText(extractor, seconds=10, memory_mib=1024)
-    stage = ExtractPart(ExtractSettings(extractor=extractor), None)
-    stage.main_text = main_text
-    text, done = stage.plain(f"\0<html>\0<body><p>{PARAGRAPH}\0<p>\ud800</b></i>", {})
+def test_nul_bytes_half_pairs_and_broken_markup_give_text(tmp_path, extractor):
+    maker = ExtractPart(ExtractSettings(extractor=extractor), raw_corpus(tmp_path, ["unused"]))
+    maker.setup()
+    text, done = maker.plain(f"\0<html>\0<body><p>{PARAGRAPH}\0<p>\ud800</b></i>", {})
     assert text == PARAGRAPH and done["extracted_by"] == extractor
-    main_text.close()
+    maker.main_text.close()
 
 
 @pytest.mark.parametrize(
@@ -176,7 +175,7 @@ def test_the_stages_run_one_after_the_other(tmp_path, ray_cluster, stage_context
 
     raw = raw_corpus(tmp_path, [PAGE, "<html></html>", "Dies ist ein ganz gewöhnlicher deutscher Satz.", "1 2 3"], 2)
     clean = stage_context.finished(Extract("clean", ExtractSettings(), seed=1), documents=[raw])
-    assert clean.manifest.rows == 3 and clean.manifest.rejected == 1
+    assert clean.manifest.counts["rows"] == 3 and clean.manifest.reasons == {"no-text": 1}
     assert clean.manifest.metrics["extracted_from_html"] == 1
     said = stage_context.finished(Language("said", LanguageSettings(keep=("en",)), seed=1), documents=[clean])
     rows = [row for part in said.parts for row in said.read(part).to_pylist()]
