@@ -172,7 +172,9 @@ class HeuristicsSettings(Settings):
     """Which rules are computed."""
 
     rules: tuple[str, ...] = Field(
-        ("prose",), min_length=1, description="Sets of rules (prose, code) and single rules: docs/heuristics.md."
+        ("prose",),
+        min_length=1,
+        description="Sets of rules (prose, code) and single rules: docs/classifiers/heuristics.md.",
     )
     workers: int | None = runtime(None, ge=1, description="Most workers; default: one per processor.")
 

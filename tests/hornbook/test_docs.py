@@ -10,6 +10,8 @@ import yaml
 
 from hornbook.describe import settings_page
 from hornbook.recipe import check_recipe
+from hornbook.settings import validate
+from hornbook.stages import stage_class
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,6 +29,21 @@ def test_the_example_recipes_are_right() -> None:
     assert (judge.kind, judge.max_money, checked.stages["textbooks"].stage.settings.engine.prefix_order) == (
         "openai", 20, True,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs" / "classifiers").glob("*.md")))
+def test_the_classifiers_examples_are_right(page: str) -> None:
+    stages = [
+        (f"{page}: {name}", dict(entry))
+        for block in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "classifiers" / page).read_text(), re.DOTALL)
+        for name, entry in (yaml.safe_load(block).get("stages") or yaml.safe_load(block)).items()
+        if isinstance(entry, dict) and "kind" in entry
+    ]
+    assert stages
+    for where, entry in stages:
+        kind = stage_class(entry.pop("kind"), where)
+        assert entry.pop("inputs", {}).keys() <= kind.inputs.keys(), where
+        validate(kind.Settings, entry, where)
 
 
 @pytest.mark.parametrize(
