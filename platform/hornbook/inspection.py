@@ -261,8 +261,12 @@ def short(value: Any) -> str:
     """Return a value on one line, at most SHOWN_CHARACTERS of it."""
     if isinstance(value, list):
         return "[" + ", ".join(item.hex()[:12] if isinstance(item, bytes) else str(item) for item in value) + "]"
+    if isinstance(value, bytes):  # a document's key
+        return value.hex()
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, int):
+        return str(value)
     text = value if isinstance(value, str) else str(value)
     text = " ".join(text.split())
     return json.dumps(text[:SHOWN_CHARACTERS] + ("..." if len(text) > SHOWN_CHARACTERS else ""), ensure_ascii=False)

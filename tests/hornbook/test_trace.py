@@ -125,3 +125,11 @@ def test_show_has_rejects_and_the_lineage_to_the_roots(store: Store) -> None:
     assert lineage[4].startswith("  more: c") and lineage[4].endswith("(see above)")
     store.delete(questions.folder)
     assert "(not in this store any more)" in "\n".join(describe_artifact(Artifact(store, model.folder), 10))
+
+
+def test_show_prints_keys_as_they_are_asked_for_and_numbers_plainly(store: Store) -> None:
+    table = documents_table([Document(0, KEY, "A text.", "web", "text")]).select(["id", "key"])
+    table = table.append_column("duplicate_of", pa.array([KEY], pa.binary(16))).append_column("kept", pa.array([False]))
+    content = PartContent(table, planned=[0], unit_of=same_ids)
+    shown = "\n".join(describe_artifact(make(store, "e", "dedup", "attributes", [content]), 10))
+    assert f"{KEY.hex()}  id=0, duplicate_of={KEY.hex()}, kept=False" in shown
