@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -53,10 +53,11 @@ class Segment(NamedTuple):
     """Of the file, bytes."""
 
 
-def make_plan(files: Sequence[str], settings: FilesSettings) -> pa.Table:
+def make_plan(files: Sequence[str], settings: FilesSettings, counted: Callable[[int], None] | None = None) -> pa.Table:
     """Return rows of PLAN_SCHEMA. Raises DataError for a file that cannot be read at all.
 
-    A part never spans two files, except that files of one document each share parts.
+    A part never spans two files, except that files of one document each share parts. `counted` is called with 1 for each file
+    whose records are counted.
     """
     rows: list[tuple[Any, ...]] = []
     start = part = held = weight = 0
@@ -70,6 +71,8 @@ def make_plan(files: Sequence[str], settings: FilesSettings) -> pa.Table:
                 rows.append((start, segment.rows, part, name, *segment[1:]))
                 start += segment.rows
                 held, weight = (held + 1, weight + segment.size) if whole else (0, 0)
+            if counted:
+                counted(1)
     if not rows:
         return PLAN_SCHEMA.empty_table()
     return pa.Table.from_arrays(

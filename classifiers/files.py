@@ -121,7 +121,9 @@ class Files(Stage):
         """Write the plan unless an earlier attempt did, then read every range."""
         store, name = context.artifact.store, f"{context.artifact.folder}/{PLAN}"
         if not store.exists(name):
-            store.create(name, parquet_bytes(make_plan(self.files, self.settings)))
+            with context.progress(len(self.files), unit="files counted") as progress:
+                plan = make_plan(self.files, self.settings, progress.advance)
+            store.create(name, parquet_bytes(plan))
         with store.open_input(name) as file:
             plan = pq.read_table(file)
         if not plan.num_rows:
