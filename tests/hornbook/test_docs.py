@@ -31,11 +31,17 @@ def test_the_example_recipes_are_right() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs" / "classifiers").glob("*.md")))
+CLASSIFIERS = [
+    "classifiers.md",
+    *sorted(f"classifiers/{path.name}" for path in (ROOT / "docs/classifiers").glob("*.md")),
+]
+
+
+@pytest.mark.parametrize("page", CLASSIFIERS)
 def test_the_classifiers_examples_are_right(page: str) -> None:
     stages = [
         (f"{page}: {name}", dict(entry))
-        for block in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "classifiers" / page).read_text(), re.DOTALL)
+        for block in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
         for name, entry in (yaml.safe_load(block).get("stages") or yaml.safe_load(block)).items()
         if isinstance(entry, dict) and "kind" in entry
     ]
