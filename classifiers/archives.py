@@ -1,14 +1,16 @@
 """Tar and zip archives as records: those of each file in them, in order; a file that holds no known format is one reject.
 
 Nothing is unpacked to a disk, so names such as `../../etc/passwd` lead nowhere. A tar is read from front to back, compressed or
-not, and entered at the header of any member; a zip at any member. `max_member_bytes` bounds what one member may expand to.
+not, and entered at the header of any member; a zip at any member. `max_member_bytes` bounds what one member may expand to, and
+`max_file_bytes` what all of them may.
 """
 
 from __future__ import annotations
 
+import itertools
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from classifiers.files import FilesSettings
 
 TAR_BLOCK = 512  # bytes
+ZIP_HEADER = 30  # bytes before a member's name and content
 LONGEST_NAME = 1 << 20  # bytes of a member's extended header; more is no name
 
 MemberReader = Callable[[Stream, str], Iterator[Record]]
@@ -49,7 +52,14 @@ def zip_records(file: Any, settings: FilesSettings, read_member: MemberReader, f
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise Broken("not-zip", str(error)) from error
-    for number, entry in enumerate(archive.infolist()):
+    entries = archive.infolist()
+    _require_apart(entries)
+    expanded = 0
+    for number, entry in enumerate(entries):
+        expanded += entry.file_size  # zipfile gives no more than a member's entry says
+        if expanded > settings.max_file_bytes:
+            detail = f"with its member {entry.filename!r} it expands to more than {settings.max_file_bytes} bytes"
+            raise Broken("too-large", f"{detail}, max_file_bytes")
         if number < first or entry.is_dir():
             continue
         try:
@@ -60,6 +70,14 @@ def zip_records(file: Any, settings: FilesSettings, read_member: MemberReader, f
         with opened:
             content = limited_stream(opened, entry.filename, settings.max_member_bytes)
             yield from _member_records(content, entry.filename, number, read_member)
+
+
+def _require_apart(entries: Sequence[zipfile.ZipInfo]) -> None:
+    """Refuse members that share their bytes: a small zip in which each of many members is the same huge one."""
+    placed = sorted(entries, key=lambda entry: entry.header_offset)
+    for entry, following in itertools.pairwise(placed):
+        if entry.header_offset + ZIP_HEADER + entry.compress_size > following.header_offset:
+            raise Broken("not-zip", f"its members {entry.filename!r} and {following.filename!r} overlap")
 
 
 def _member_records(content: Stream, name: str, start: int, read_member: MemberReader) -> Iterator[Record]:

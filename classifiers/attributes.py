@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from classifiers.beside import require_unique
 from hornbook.artifact import Artifact
 from hornbook.documents import Reject, rejects_table
-from hornbook.parts import PartCommit, PartContent, PartRange, same_ids
+from hornbook.parts import PartContent, PartRange, same_ids
 from hornbook.partwork import PartMaker, Totals
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
 
@@ -68,11 +69,11 @@ class AttributePart(PartMaker):
     def setup(self) -> None:
         """Load what the stage needs."""
         self.stage.setup()
-        self.parts: dict[int, PartCommit] = {part.start: part for part in self.documents.parts}
 
     def make(self, part: PartRange) -> PartContent:
         """Return columns id, key, source and the stage's own, in the documents' order."""
-        table = self.documents.read(self.parts[part.start], columns=["id", "key", "source", "text"])
+        table = self.documents.read(self.documents.parts_by_start[part.start], columns=["id", "key", "source", "text"])
+        require_unique(table, f"{self.documents.folder}, part {part.start}")
         ids = table.column("id").to_pylist()
         kept: list[bool] = []
         rows: list[Mapping[str, Any]] = []

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +11,9 @@ import pyarrow.compute as pc
 
 from hornbook.artifact import Artifact
 from hornbook.errors import DataError, RecipeError
-from hornbook.parts import PartCommit, PartRange
+from hornbook.parts import PartRange
+
+TWICE = "ids are unique within an artifact; make the one that was written otherwise again"
 
 
 def require_same_documents(where: str, documents: Artifact, attributes: Artifact) -> None:
@@ -30,12 +30,25 @@ def require_same_documents(where: str, documents: Artifact, attributes: Artifact
         )
 
 
+def first_unit(documents: Artifact, attributes: Artifact) -> int:
+    """Return where a corpus begins in attributes of several (dedup's): where the parts of those before it end."""
+    offset = 0
+    for reference in attributes.manifest.inputs.get("documents", ()):
+        if reference.digest == documents.manifest.digest:
+            return offset
+        parts = Artifact(attributes.store, reference.folder).parts
+        offset += parts[-1].stop if parts else 0
+    return 0
+
+
 class Beside:
     """Columns of an attributes artifact, part by part in the documents' order. Pickles: it holds no table."""
 
-    def __init__(self, attributes: Artifact, columns: Sequence[str]) -> None:
+    def __init__(self, attributes: Artifact, columns: Sequence[str], documents: Artifact | None = None) -> None:
+        """Take attributes and which columns of them; and, where they may be of several corpora, whose are wanted."""
         self.attributes = attributes
         self.columns = list(dict.fromkeys(columns))
+        self.offset = first_unit(documents, attributes) if documents is not None else 0
 
     def read(self, part: PartRange, documents: pa.Table) -> tuple[pa.Table, npt.NDArray[np.bool_]]:
         """Return the columns of a part, a row for each document, and which documents have one; the others' are null.
@@ -47,19 +60,12 @@ class Beside:
         Raises:
             DataError: the attributes have no such part, or are of other documents, or an id occurs twice.
         """
-        record = self._parts.get(part.start)
+        record = self.attributes.parts_by_start.get(self.offset + part.start)
         if record is None:
             raise _other_documents(self.attributes.folder)
         table = self.attributes.read(record, columns=["id", "key", *self.columns])
         rows, known = joined(documents, table, self.attributes.folder)
         return rows.select(self.columns), known
-
-    @cached_property
-    def _parts(self) -> dict[int, PartCommit]:
-        return {part.start: part for part in self.attributes.parts}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_parts"}
 
 
 def joined(documents: pa.Table, attributes: pa.Table, folder: str) -> tuple[pa.Table, npt.NDArray[np.bool_]]:
@@ -87,7 +93,7 @@ def require_unique(table: pa.Table, what: str) -> None:
     if len(twice):
         raise DataError(
             f"{what}: the id {twice[0]['values'].as_py()} occurs {twice[0]['counts'].as_py()} times",
-            "ids are unique within an artifact; make the one that was written otherwise again",
+            TWICE,
         )
 
 

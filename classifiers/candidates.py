@@ -44,7 +44,9 @@ class CandidatePart(PartMaker):
             "pairs": packed(pairs, np.searchsorted(pairs["high"], self.corpus.first[self.blocks])),
             "members": packed(members, np.searchsorted(members, self.corpus.first)),
         }
-        return PartContent(table=None, succeeded=1, files=files, counts={"not_compared": skipped})
+        return PartContent(
+            table=None, succeeded=1, files=files, counts={"copies": len(copies), "not_compared": skipped}
+        )
 
     def _gathered(self, number: int, role: str, dtype: np.dtype) -> tuple[Records, Numbers]:
         """Return a slice's records of all parts, and the ordinals of their documents."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from classifiers.records import Bad, checked
+from classifiers.records import WHOLE, Bad, checked
+from hornbook.documents import canonical_json
 from hornbook.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,7 +32,9 @@ def parquet_rows(file: BinaryIO, name: str, settings: FilesSettings) -> tuple[in
     for group in range(metadata.num_row_groups):
         columns = (metadata.row_group(group).column(number) for number in range(metadata.num_columns))
         size += sum(
-            column.total_uncompressed_size for column in columns if column.path_in_schema == settings.text_field
+            column.total_uncompressed_size
+            for column in columns
+            if settings.text_field in (WHOLE, column.path_in_schema)
         )
     return metadata.num_rows, size
 
@@ -45,7 +49,8 @@ def parquet_texts(file: BinaryIO, first: int, rows: int, settings: FilesSettings
             first -= held
         else:
             groups.append(group)
-    batches = found.iter_batches(batch_size=BATCH, row_groups=groups, columns=[settings.text_field])
+    columns = None if settings.text_field == WHOLE else [settings.text_field]
+    batches = found.iter_batches(batch_size=BATCH, row_groups=groups, columns=columns)
     yield from _texts(batches, first, rows, settings)
 
 
@@ -57,7 +62,7 @@ def arrow_rows(file: BinaryIO, name: str, settings: FilesSettings) -> tuple[int,
         _require_text(reader.schema, name, settings)
         for batch in _batches(reader):
             rows += len(batch)
-            size += batch.column(settings.text_field).nbytes
+            size += (batch if settings.text_field == WHOLE else batch.column(settings.text_field)).nbytes
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{name} is not readable Arrow data: {error}", "write it again, or leave it out") from error
     return rows, size
@@ -66,7 +71,8 @@ def arrow_rows(file: BinaryIO, name: str, settings: FilesSettings) -> tuple[int,
 def arrow_texts(file: BinaryIO, first: int, rows: int, settings: FilesSettings) -> Iterator[str | Bad]:
     """Yield the texts of `rows` rows from row `first` on."""
     reader = _arrow(file)
-    batches = (batch.select([settings.text_field]) for batch in _batches(reader))
+    whole = settings.text_field == WHOLE
+    batches = (batch if whole else batch.select([settings.text_field]) for batch in _batches(reader))
     yield from _texts(batches, first, rows, settings)
 
 
@@ -88,16 +94,24 @@ def _batches(reader: Any) -> Iterator[pa.RecordBatch]:
 
 def _texts(batches: Any, first: int, rows: int, settings: FilesSettings) -> Iterator[str | Bad]:
     for batch in batches:
-        texts = batch.column(0).slice(min(first, len(batch)), max(0, rows))
+        found = batch.slice(min(first, len(batch)), max(0, rows))
         first -= min(first, len(batch))
-        for text in texts:
-            yield checked(text.as_py(), settings.text_field, settings.max_bytes)
-        rows -= len(texts)
+        for text in _whole_rows(found) if settings.text_field == WHOLE else found.column(0).to_pylist():
+            yield checked(text, settings.text_field, settings.max_bytes)
+        rows -= len(found)
         if rows <= 0:
             return
 
 
+def _whole_rows(batch: pa.RecordBatch) -> Iterator[str]:
+    """Yield rows as JSON; what JSON has not (a time, bytes) is written as Python shows it."""
+    for row in batch.to_pylist():
+        yield canonical_json(json.loads(json.dumps(row, default=str)))
+
+
 def _require_text(schema: pa.Schema, name: str, settings: FilesSettings) -> None:
+    if settings.text_field == WHOLE:
+        return
     if settings.text_field not in schema.names:
         raise DataError(
             f"{name} has no column {settings.text_field!r} (it has: {', '.join(schema.names)})", "set text_field"

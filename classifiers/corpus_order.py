@@ -6,7 +6,6 @@ A document's place in it, its ordinal, names it while duplicates are sought: ids
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,11 +39,6 @@ class CorpusOrder:
         self.inputs, self.starts = np.array(inputs, np.int32), np.array(starts, np.int64)
         self.first: npt.NDArray[np.int64] = np.concatenate(([0], np.cumsum(rows, dtype=np.int64)))
         self._range_starts = np.array([part.start for part in self.ranges], np.int64)
-        self._commits: list[dict[int, PartCommit]] | None = None
-        self._beside: dict[str, dict[int, PartCommit]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_commits": None, "_beside": {}}
 
     @property
     def parts(self) -> int:
@@ -72,9 +66,7 @@ class CorpusOrder:
     def read_beside(self, attributes: Sequence[Artifact], number: int, columns: Sequence[str]) -> pa.Table | None:
         """Return columns of the attributes of a part's documents, one artifact a corpus; None if it has no such part."""
         artifact = attributes[self.inputs[number]]
-        if artifact.folder not in self._beside:
-            self._beside[artifact.folder] = {part.start: part for part in artifact.parts}
-        commit = self._beside[artifact.folder].get(int(self.starts[number]))
+        commit = artifact.parts_by_start.get(int(self.starts[number]))
         return None if commit is None else artifact.read(commit, columns=list(columns))
 
     def blocks(self, documents: int) -> npt.NDArray[np.int64]:
@@ -86,6 +78,4 @@ class CorpusOrder:
         return np.array(bounds, np.int64)
 
     def _commit(self, number: int) -> PartCommit:
-        if self._commits is None:
-            self._commits = [{part.start: part for part in artifact.parts} for artifact in self.documents]
-        return self._commits[self.inputs[number]][int(self.starts[number])]
+        return self.documents[self.inputs[number]].parts_by_start[int(self.starts[number])]

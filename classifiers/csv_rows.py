@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from classifiers.byte_streams import Stream
 from classifiers.lines import LOOKED_AT, binary
-from classifiers.records import Bad, Record, bad_record, checked, decoded, too_long
+from classifiers.records import WHOLE, Bad, Record, bad_record, checked, decoded, too_long
+from hornbook.documents import canonical_json
 from hornbook.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,18 +36,20 @@ def csv_records(stream: Stream, name: str, settings: FilesSettings, delimiter: s
     if (header := next(rows, None)) is None:
         return
     names = header[2] if not isinstance(header[2], Bad) else []
-    if settings.text_field not in names:
+    if settings.text_field not in (WHOLE, *names):
         raise DataError(f"{name} has no column {settings.text_field!r} (it has: {', '.join(names)})", "set text_field")
     if first > rows.offset:
         rows.go_to(first)
-    column, columns = names.index(settings.text_field), len(names)
+    columns = len(names)
+    column = None if settings.text_field == WHOLE else names.index(settings.text_field)
     for offset, size, row in rows:
         if not isinstance(row, Bad) and len(row) != columns:
             row = Bad("not-csv", f"row at byte {offset}: {len(row)} columns, the first row names {columns}")
         if isinstance(row, Bad):
             yield bad_record(offset, 0, row.reason, row.detail)
         else:
-            yield Record(offset, 0, size, _Cell(row[column], offset, settings))
+            cell = row[column] if column is not None else canonical_json(dict(zip(names, row, strict=True)))
+            yield Record(offset, 0, size, _Cell(cell, offset, settings))
 
 
 class _Cell:

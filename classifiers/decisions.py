@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from classifiers.components import MEMBER
+from classifiers.clusters import CLUSTERED
 from classifiers.corpus_order import CorpusOrder
-from classifiers.exchange import Numbers, read_ranges, read_slice
+from classifiers.exchange import Numbers, read_ranges, spilled
+from classifiers.links import FACT
 from hornbook.artifact import Artifact
 from hornbook.documents import KEY_BYTES
-from hornbook.parts import PartCommit, PartContent, PartRange, same_ids
+from hornbook.parts import PartContent, PartRange, same_ids
 from hornbook.partwork import PartMaker
 
 DUPLICATE_SCHEMA = pa.schema(
@@ -35,38 +36,45 @@ class DecisionPart(PartMaker):
 
     kind = "dedup"
 
-    def __init__(self, corpus: CorpusOrder, sketches: Artifact, clusters: Artifact) -> None:
-        self.corpus, self.sketches, self.clusters = corpus, sketches, clusters
+    def __init__(
+        self, corpus: CorpusOrder, sketches: Artifact, facts: Artifact, clusters: Artifact, at_once: int
+    ) -> None:
+        self.corpus, self.sketches, self.facts, self.clusters = corpus, sketches, facts, clusters
+        self.at_once = at_once
 
     def setup(self) -> None:
         """Look up the parts of the steps before."""
-        self.commits: dict[int, PartCommit] = {part.start: part for part in self.sketches.parts}
-        (self.members,) = self.clusters.parts
+        self.commits = self.sketches.parts_by_start
 
     def make(self, part: PartRange) -> PartContent:
         """Return rows of DUPLICATE_SCHEMA in the documents' order."""
         number = self.corpus.number_of(part)
         table = self.corpus.read(number, ["id", "key", "source"])
         first, rows = int(self.corpus.first[number]), table.num_rows
-        members = read_slice(self.clusters, self.members, "members", number, self.corpus.parts, MEMBER)
-        place = members["ordinal"] - first
-        cluster, size = np.arange(first, first + rows), np.ones(rows, np.int64)
-        kept, alone = np.ones(rows, bool), np.ones(rows, bool)
-        similarity, duplicate, keys = np.zeros(rows), np.full(rows, None, object), np.full(rows, None, object)
-        cluster[place], size[place], alone[place] = members["first"], members["size"], False
-        similarity[place] = members["similarity"]
-        dropped = members[members["kept"] != members["ordinal"]]
-        place = dropped["ordinal"] - first
-        kept[place] = False
-        duplicate[place] = np.where(dropped["exact"], "exact", "near")
-        keys[place] = self._keys(dropped["kept"])
+        where = ((number, number + 1), self.corpus.parts)
+        cluster, size, keeper = np.arange(first, first + rows), np.ones(rows, np.int64), np.arange(first, first + rows)
+        copy_of, keeper_copy_of, similarity = keeper.copy(), keeper.copy(), np.zeros(rows)
+        for facts in spilled(self.facts, "facts", *where, FACT, self.at_once):
+            place = facts["ordinal"] - first
+            np.minimum.at(copy_of, place, facts["copy_of"])
+            np.maximum.at(similarity, place, facts["similarity"])
+        for members in spilled(self.clusters, "clusters", *where, CLUSTERED, self.at_once):
+            place = members["ordinal"] - first
+            cluster[place], size[place] = members["first"], members["size"]
+            keeper[place], keeper_copy_of[place] = members["kept"], members["kept_copy_of"]
+        itself = np.arange(first, first + rows)
+        kept = keeper == itself
+        duplicate, keys = np.full(rows, None, object), np.full(rows, None, object)
+        # Either an earlier document has the same text, or it is the kept one that has it.
+        duplicate[~kept] = np.where((copy_of < itself) | (keeper_copy_of == copy_of), "exact", "near")[~kept]
+        keys[~kept] = self._keys(keeper[~kept])
         columns = [
             *(table.column(name) for name in ("id", "key", "source")),
             pa.array(duplicate, pa.string()),
             pa.array(keys, pa.binary(KEY_BYTES)),
             pa.array(cluster),
             pa.array(size),
-            pa.array(similarity, mask=alone),
+            pa.array(np.minimum(similarity, 1), mask=size == 1),
             pa.array(kept),
         ]
         found = pa.table(columns, schema=DUPLICATE_SCHEMA)

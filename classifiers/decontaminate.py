@@ -33,7 +33,7 @@ from classifiers.item_finder import FindSettings, Found, ItemFinder, most_hit
 from classifiers.planted import self_test
 from hornbook.artifact import Artifact
 from hornbook.errors import DataError, RecipeError
-from hornbook.parts import PartCommit, PartContent, PartRange, parquet_bytes, same_ids
+from hornbook.parts import PartContent, PartRange, parquet_bytes, same_ids
 from hornbook.partwork import PartMaker
 from hornbook.settings import runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
@@ -198,11 +198,10 @@ class DecontaminatePart(PartMaker):
     def setup(self) -> None:
         """Build the index of the items."""
         self.finder = ItemFinder(read_items(self.artifact), self.settings)
-        self.parts: dict[int, PartCommit] = {part.start: part for part in self.documents.parts}
 
     def make(self, part: PartRange) -> PartContent:
         """Return columns id, key, source and those of SCHEMA in the documents' order."""
-        table = self.documents.read(self.parts[part.start], columns=["id", "key", "source", "text"])
+        table = self.documents.read(self.documents.parts_by_start[part.start], columns=["id", "key", "source", "text"])
         require_unique(table, f"{self.documents.folder}, part {part.start}")
         vectors = self._vectors(part, table)
         texts = table.column("text").to_pylist()
@@ -304,13 +303,11 @@ def _refuse_twice(names: Sequence[str], where: str) -> None:
 
 def _program_vectors(texts: Sequence[ItemText], embeddings: Artifact) -> dict[int, list[float]]:
     """Embed the items' programs with the model that embedded the documents; return vectors by the number of the text."""
-    from classifiers.embed import EmbedSettings, chosen_precision, embed_texts, load_model
+    from classifiers.features import load_features, settings_of_embeddings
 
-    known = {name: value for name, value in embeddings.manifest.settings.items() if name in EmbedSettings.model_fields}
-    settings = EmbedSettings.model_validate(known)
     programs = [number for number, text in enumerate(texts) if text.field == CODE]
-    model = load_model(settings, "cpu", chosen_precision(settings.precision, "cpu"))
-    vectors = embed_texts(model, [texts[number].text for number in programs], settings)
+    features = load_features(settings_of_embeddings(embeddings.manifest.settings))
+    vectors = features.embed([texts[number].text for number in programs])
     return dict(zip(programs, vectors.tolist(), strict=True))
 
 

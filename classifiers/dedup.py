@@ -9,7 +9,11 @@ by a brake, goes on where it stood:
     candidates    a slice of hashes each     exact copies, pairs that share a band     classifiers.candidates
     sets          a part of the input each   sets of shingles of documents in pairs    classifiers.verification
     edges         a block of parts each      pairs of true similarity                  classifiers.verification
-    clusters      one                        connected components, the kept ones       classifiers.components
+    links         a group of these files     what joins documents, as little as can be classifiers.links
+    large, small  a range of documents each  links of each to the first of its cluster; classifiers.stars
+                                             rounds, none where one worker held all pairs
+    members       a range of documents each  what the cluster's first one is told      classifiers.clusters
+    clusters      a range of documents each  sizes, the kept ones                      classifiers.clusters
     (attributes)  a part of the input each   what was found                            classifiers.decisions
     summary       one                        figures and examples for the brakes       classifiers.brakes
 """
@@ -19,7 +23,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -28,16 +32,17 @@ from pydantic import Field
 
 from classifiers.brakes import BrakeSettings, SummaryPart, brake, losses
 from classifiers.candidates import CandidatePart
-from classifiers.components import ClusterPart
+from classifiers.clusters import BYTES_PER_DOCUMENT, Slices
+from classifiers.components import ComponentSteps
 from classifiers.corpus_order import CorpusOrder
 from classifiers.decisions import DecisionPart
 from classifiers.exchange import Numbers
+from classifiers.links import BYTES_PER_PAIR
 from classifiers.sketches import ScoreColumn, Shingling, SketchPart
+from classifiers.steps import OneWorker, Step, inside, units
 from classifiers.verification import EdgePart, SetPart
 from hornbook.artifact import Artifact
 from hornbook.errors import DataError, RecipeError
-from hornbook.parts import PartContent, PartRange, commit_part, missing_ranges
-from hornbook.partwork import PartMaker
 from hornbook.settings import runtime
 from hornbook.shingles import bands_for
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
@@ -49,6 +54,9 @@ BYTES_PER_RECORD = 800
 where most documents are alone in theirs it is an eighth."""
 BLOCK_DOCUMENTS = 10_000
 """Documents whose pairs are compared by one worker at a time."""
+RANGES = 16
+"""Ranges of documents that workers join clusters in: at least so many where the corpus is large, each of at least:"""
+RANGE_DOCUMENTS = 50_000
 SMALL_CORPUS = 20_000
 """Documents up to which one worker takes all steps."""
 MIB = 1 << 20
@@ -77,9 +85,10 @@ class DedupSettings(BrakeSettings):
         "first", description="Which of a cluster is kept: the first in the order of inputs, or that of the best score."
     )
     score: str = Field("score", description="keep best: the column of the input `attributes`; higher is better.")
-    worker_memory: int = runtime(512, ge=1, description="MiB that a worker may take for a slice of hashes or for sets.")
-    cluster_memory: int = runtime(
-        2048, ge=1, description="MiB for joining duplicates into clusters, on one worker: 200 bytes for each of them."
+    worker_memory: int = runtime(
+        512,
+        ge=1,
+        description="MiB that a worker may take for a slice of hashes, for sets, or to join pairs into clusters.",
     )
     workers: int | None = runtime(None, ge=1, description="Most workers; default: one per processor.")
 
@@ -134,81 +143,94 @@ def run_steps(context: StageContext, settings: DedupSettings, stage: str) -> byt
                 "name as `attributes` one scoring stage for each of `documents`, in the same order",
             )
         scores = ScoreColumn(attributes, settings.score)
-    bands = bands_for(settings.threshold, settings.permutations) if settings.near else (0, 0)
-    slices, blocks = plan(context, corpus, bands[0], settings.worker_memory * MIB)
-    shingling = Shingling(settings.unit, settings.shingle, settings.longest)
-    memory = settings.worker_memory * MIB
-    artifact = Artifact(context.artifact.store, context.artifact.folder)
-    sketches, candidates, sets, edges, clusters, summary = (
-        Artifact(artifact.store, f"{artifact.folder}/{WORK}/{name}")
-        for name in ("sketches", "candidates", "sets", "edges", "clusters", "summary")
-    )
-    counted = (sketches, candidates, edges)
-    steps = [
-        Step(sketches, SketchPart(corpus, shingling, bands, slices, scores), units(corpus.parts)),
-        Step(candidates, CandidatePart(corpus, sketches, slices, blocks), units(slices)),
-        Step(sets, SetPart(corpus, candidates, shingling), units(corpus.parts)),
-        Step(
-            edges,
-            EdgePart(corpus, candidates, sets, len(blocks) - 1, settings.threshold, memory),
-            units(len(blocks) - 1),
-        ),
-        Step(clusters, ClusterPart(corpus, sketches, candidates, edges, settings.cluster_memory * MIB), units(1)),
-        Step(artifact, DecisionPart(corpus, sketches, clusters), corpus.ranges),
-        Step(summary, SummaryPart(corpus, artifact, counted), units(1)),
-    ]
-    if corpus.rows <= SMALL_CORPUS:
-        steps = [Step(Artifact(artifact.store, f"{artifact.folder}/{WORK}/whole"), OneWorker(steps), units(1))]
-    for step in steps:
+    steps = Steps(context.artifact, corpus, scores, settings, planned(context, corpus, settings))
+    whole = inside(steps.work, "whole")
+    for step in [Step(whole, OneWorker(steps), units(1))] if corpus.rows <= SMALL_CORPUS else steps:
         step.maker.kind, step.maker.max_workers = Dedup.kind, settings.workers
         replace(context, artifact=step.artifact).make_parts(step.maker, step.ranges, unit="parts")
-    (part,) = Artifact(summary.store, summary.folder).parts
+    summary = inside(steps.work, "summary")
+    (part,) = summary.parts
     return summary.store.read(f"{summary.folder}/{part.file('summary').name}")
 
 
 @dataclass(frozen=True)
-class Step:
-    """Parts to make in a folder, by a maker; those that are there are not made again."""
+class Steps:
+    """All steps in order. Each is made before the next one is asked for, since how many there are depends on what was found."""
 
     artifact: Artifact
-    maker: PartMaker
-    ranges: Sequence[PartRange]
+    corpus: CorpusOrder
+    scores: ScoreColumn | None
+    settings: DedupSettings
+    plan: Plan
+
+    @property
+    def work(self) -> Artifact:
+        """The folder of the steps."""
+        return inside(self.artifact, WORK)
+
+    def __iter__(self) -> Iterator[Step]:
+        """Yield the steps."""
+        sketches, candidates, sets, edges, summary = (
+            inside(self.work, name) for name in ("sketches", "candidates", "sets", "edges", "summary")
+        )
+        settings, corpus, plan = self.settings, self.corpus, self.plan
+        shingling = Shingling(settings.unit, settings.shingle, settings.longest)
+        sketching = SketchPart(corpus, shingling, bands_of(settings), plan.slices, self.scores)
+        yield Step(sketches, sketching, units(corpus.parts))
+        yield Step(candidates, CandidatePart(corpus, sketches, plan.slices, plan.blocks), units(plan.slices))
+        yield Step(sets, SetPart(corpus, candidates, shingling), units(corpus.parts))
+        blocks, memory = len(plan.blocks) - 1, settings.worker_memory * MIB
+        yield Step(edges, EdgePart(corpus, candidates, sets, blocks, settings.threshold, memory), units(blocks))
+        slices = Slices(corpus, sketches, plan.ranges, plan.records)
+        joining = ComponentSteps(self.work, slices, candidates, edges)
+        if joining.pairs <= slices.at_once:  # three short steps: to start workers for them takes longer
+            yield Step(inside(self.work, "joined"), OneWorker(joining), units(1))
+        else:
+            yield from joining
+        deciding = DecisionPart(corpus, sketches, joining.facts, joining.clusters, plan.records)
+        yield Step(self.artifact, deciding, corpus.ranges)
+        counted = (sketches, candidates, edges)
+        yield Step(summary, SummaryPart(corpus, self.artifact, counted), units(1))
 
 
-class OneWorker(PartMaker):
-    """Makes the parts of several steps one after the other: to start workers for each takes longer than a small corpus."""
+@dataclass(frozen=True)
+class Plan:
+    """How the work is cut; what comes out does not depend on it.
 
-    def __init__(self, steps: Sequence[Step]) -> None:
-        self.steps = list(steps)
-
-    def make(self, part: PartRange) -> PartContent:
-        """Commit what is missing of each step."""
-        for step in self.steps:
-            store, folder = step.artifact.store, step.artifact.folder
-            if missing := missing_ranges(store, folder, step.ranges):
-                step.maker.setup()
-                for some in missing:
-                    commit_part(store, folder, some, step.maker.make(some))
-        return PartContent(table=None, succeeded=1)
-
-
-def units(count: int) -> list[PartRange]:
-    """Return so many planned units, each a part of its own."""
-    return [PartRange(unit, unit + 1) for unit in range(count)]
-
-
-def plan(context: StageContext, corpus: CorpusOrder, bands: int, memory: int) -> tuple[int, Numbers]:
-    """Return in how many slices hashes are cut, and the bounds of the blocks of parts.
-
-    Kept from the first attempt on, since files are cut accordingly; what comes out does not depend on it.
+    Attributes:
+        slices: of hashes.
+        blocks: numbers of the parts at which blocks begin whose pairs are compared together, and their end.
+        ranges: numbers of the parts at which ranges begin whose documents are joined together, and their end.
+        records: pairs, links and members that a worker holds.
     """
+
+    slices: int
+    blocks: Numbers
+    ranges: Numbers
+    records: int
+
+
+def bands_of(settings: DedupSettings) -> tuple[int, int]:
+    """Return how many bands a document has, and of how many slots; none if near-duplicates are not sought."""
+    return bands_for(settings.threshold, settings.permutations) if settings.near else (0, 0)
+
+
+def planned(context: StageContext, corpus: CorpusOrder, settings: DedupSettings) -> Plan:
+    """Return the plan, kept from the first attempt on: files are cut accordingly."""
     store, name = context.artifact.store, f"{context.artifact.folder}/{WORK}/plan.json"
     if not store.exists(name):
-        slices = math.ceil(corpus.rows * max(1, bands) * BYTES_PER_RECORD / memory)
-        blocks = corpus.blocks(BLOCK_DOCUMENTS).tolist()
-        store.create(name, json.dumps({"slices": slices, "blocks": blocks}).encode())
+        memory = settings.worker_memory * MIB
+        slices = math.ceil(corpus.rows * max(1, bands_of(settings)[0]) * BYTES_PER_RECORD / memory)
+        ranges = corpus.blocks(min(memory // BYTES_PER_DOCUMENT, max(corpus.rows // RANGES, RANGE_DOCUMENTS)))
+        plan = {
+            "slices": slices,
+            "blocks": corpus.blocks(BLOCK_DOCUMENTS).tolist(),
+            "ranges": ranges.tolist(),
+            "records": memory // BYTES_PER_PAIR,
+        }
+        store.create(name, json.dumps(plan).encode())
     kept = store.read_json(name)
-    return kept["slices"], np.array(kept["blocks"], np.int64)
+    return Plan(kept["slices"], np.array(kept["blocks"], np.int64), np.array(kept["ranges"], np.int64), kept["records"])
 
 
 def figures(summary: Mapping[str, Any]) -> dict[str, Any]:

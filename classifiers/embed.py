@@ -1,42 +1,29 @@
-"""Embeddings of documents: what the quality forest looks at. Part in, part out, one vector per document.
+"""Embeddings of documents, kept: for several scorers over one corpus, and for decontamination. Part in, part out.
 
-The model is a sentence-transformers folder. Documents of a part are sorted by length before they are batched, so that
-little is computed on padding, and put back in order.
+`quality` and `score` embed by themselves; what is embedded here is embedded once for all of them.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
 
-from classifiers.excerpt import excerpt
+from classifiers.features import STATIC, FeatureSettings, load_features
 from hornbook.artifact import Artifact
 from hornbook.documents import Reject, rejects_table
-from hornbook.errors import ModelError
-from hornbook.parts import PartCommit, PartContent, PartRange, same_ids
+from hornbook.parts import PartContent, PartRange, same_ids
 from hornbook.partwork import PartMaker
-from hornbook.settings import Settings, runtime
+from hornbook.settings import runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
 
-CHARACTERS_PER_TOKEN = 12  # code with much white space; more characters than that per token are not read
 
-
-class EmbedSettings(Settings):
+class EmbedSettings(FeatureSettings):
     """Which model embeds, and how much of each document it reads."""
 
-    model: str = Field("all-minilm-l6-v2", description="A sentence-transformers model: name or folder.")
-    max_tokens: int = Field(256, ge=8, description="Tokens read of each document; the rest is not looked at.")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 where the processor or GPU multiplies in it, else float32."
-    )
-    batch_rows: int = runtime(32, ge=1, description="Documents per forward pass.")
     workers: int | None = runtime(None, ge=1, description="Most workers; default: one per processor, or per GPU.")
-    threads: int = runtime(1, ge=1, description="Processors per worker on a CPU.")
 
 
 class Embed(Stage):
@@ -64,7 +51,7 @@ class Embed(Stage):
 
         resolve(self.settings.model)  # a wrong name is said here, before workers start
         documents = context.input("documents")
-        maker = EmbedPart(self.settings, documents, on_gpu=expected_gpus() > 0)
+        maker = EmbedPart(self.settings, documents, on_gpu=self.settings.kind != STATIC and expected_gpus() > 0)
         totals = context.make_parts(maker, [part.range for part in documents.parts], unit="documents")
         seconds = totals.counts.get("seconds", 0.0)
         metrics = {
@@ -86,10 +73,8 @@ class EmbedPart(PartMaker):
 
     def setup(self) -> None:
         """Load the model."""
-        self.parts: dict[int, PartCommit] = {part.start: part for part in self.documents.parts}
-        device = "cuda" if self.num_gpus else "cpu"
-        self.precision = chosen_precision(self.settings.precision, device)
-        self.model = load_model(self.settings, device, self.precision)
+        self.parts = self.documents.parts_by_start
+        self.features = load_features(self.settings, "cuda" if self.num_gpus else "cpu")
 
     def make(self, part: PartRange) -> PartContent:
         """Return columns id, key, embedding (fixed-size list of float32, unit length) in the documents' order."""
@@ -97,43 +82,11 @@ class EmbedPart(PartMaker):
 
         table = self.documents.read(self.parts[part.start], columns=["id", "key", "text"])
         began = time.monotonic()
-        vectors = embed_texts(self.model, table.column("text").to_pylist(), self.settings)
+        vectors = self.features.embed(table.column("text").to_pylist())
         seconds = time.monotonic() - began
         content = embedded_content(table.select(["id", "key"]), vectors)
-        content.counts = {"seconds": round(seconds, 3), "bfloat16": int(self.precision == "bfloat16")}
+        content.counts = {"seconds": round(seconds, 3), "bfloat16": int(self.features.precision == "bfloat16")}
         return content
-
-
-def load_model(settings: EmbedSettings, device: str, precision: str) -> Any:
-    """Return the SentenceTransformer on `device` in `precision`. Raises ModelError if the folder is none."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one processor per worker: threads would only compete
-    import torch
-    from sentence_transformers import SentenceTransformer
-
-    from hornbook.models import resolve
-
-    if device == "cpu":
-        torch.set_num_threads(settings.threads)
-    folder = resolve(settings.model).path
-    try:
-        model = SentenceTransformer(str(folder), device=device, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{settings.model} is not a sentence-transformers model: {error}", "name all-minilm-l6-v2 or another"
-        ) from error
-    model.max_seq_length = min(settings.max_tokens, model.max_seq_length or settings.max_tokens)
-    return model.to(torch.bfloat16) if precision == "bfloat16" else model
-
-
-def embed_texts(model: Any, texts: Sequence[str], settings: EmbedSettings) -> np.ndarray:
-    """Return float32 vectors of unit length, (len(texts), dimensions); zero rows for no texts."""
-    heads = [excerpt(text, CHARACTERS_PER_TOKEN * settings.max_tokens) for text in texts]
-    if not heads:
-        return np.zeros((0, model.get_embedding_dimension()), dtype=np.float32)
-    tensors = model.encode(heads, batch_size=settings.batch_rows, show_progress_bar=False, convert_to_tensor=True)
-    vectors = tensors.float().cpu().numpy()
-    with np.errstate(invalid="ignore"):
-        return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
 def embedded_content(rows: pa.Table, vectors: np.ndarray) -> PartContent:
@@ -152,14 +105,8 @@ def embedded_content(rows: pa.Table, vectors: np.ndarray) -> PartContent:
     )
 
 
-def chosen_precision(setting: str, device: str) -> str:
-    """Return float32 or bfloat16: what `auto` means on this device."""
-    if setting != "auto":
-        return setting
-    import torch
-
-    if device == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    # Emulated bfloat16 is slower than float32: ask for the instructions.
-    quick = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if quick else "float32"
+def embedding_matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column of fixed-size lists as float32 (rows, dimensions)."""
+    size = column.type.list_size
+    parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, size) for chunk in column.chunks]
+    return np.concatenate(parts) if parts else np.zeros((0, size), dtype=np.float32)

@@ -6,14 +6,15 @@ other. A reader asks for two bounds and its own records, on a disk or an object 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hornbook.artifact import Artifact
-from hornbook.parts import PartCommit
+from hornbook.parts import PartCommit, PartFile, PartRange, write_part_file
 
 Numbers = npt.NDArray[np.int64]
 Records = npt.NDArray[Any]
@@ -76,3 +77,81 @@ def read_ranges(
                 for start, stop in zip(starts[low:high], stops[low:high], strict=True)
             ]
     return np.concatenate(found) if found else np.empty(0, kind)
+
+
+class Spill:
+    """Takes records on their way to slices and writes a file of a part whenever there are too many to hold.
+
+    The slices are ranges of the records' first field. Files of attempts that died lie in the folder and are named nowhere.
+
+    Args:
+        artifact: whose part `part` will be.
+        role: of the files.
+        bounds: where each slice begins, and where the last one ends.
+        at_once: records to hold.
+        reduced: what becomes of the records of a file before it is written; default: nothing.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        part: PartRange,
+        role: str,
+        bounds: Numbers,
+        at_once: int,
+        reduced: Callable[[Records], Records] = lambda records: records,
+    ) -> None:
+        self.artifact, self.part, self.role, self.bounds = artifact, part, role, bounds
+        self.at_once, self.reduced = at_once, reduced
+        self._waiting: list[Records] = []
+        self._count = 0
+        self._files: list[PartFile] = []
+        self._attempt = uuid.uuid4().hex[:8]
+
+    def add(self, records: Records) -> None:
+        """Take records, in any order."""
+        if len(records):
+            self._waiting.append(records)
+            self._count += len(records)
+            if self._count >= self.at_once:
+                self._write()
+
+    def files(self) -> list[PartFile]:
+        """Write what is left; return the part's files."""
+        if self._waiting:
+            self._write()
+        return self._files
+
+    def _write(self) -> None:
+        records = self.reduced(np.concatenate(self._waiting))
+        self._waiting, self._count = [], 0
+        (first, *_) = records.dtype.names or ()
+        records = records[np.argsort(records[first], kind="stable")]
+        data = packed(records, np.searchsorted(records[first], self.bounds))
+        attempt = f"{self._attempt}-{len(self._files)}"
+        store, folder = self.artifact.store, self.artifact.folder
+        self._files.append(write_part_file(store, folder, self.part, attempt, self.role, "bin", data))
+
+
+def spilled(
+    artifact: Artifact, role: str, numbers: tuple[int, int], slices: int, dtype: Any, at_once: int
+) -> Iterator[Records]:
+    """Yield the slices from one number to another (excluded) of all that the parts spilled, about `at_once` records at a time."""
+    kind = np.dtype(dtype)
+    waiting: list[Records] = []
+    count = 0
+    for file in (entry for part in artifact.parts for entry in part.files if entry.role == role):
+        with artifact.store.open_input(f"{artifact.folder}/{file.name}") as source:
+            source.seek(8 * numbers[0])
+            bounds = np.frombuffer(source.read(8 * (numbers[1] - numbers[0] + 1)), np.int64)
+            low, high = int(bounds[0]), int(bounds[-1])
+            source.seek(8 * (slices + 1) + low * kind.itemsize)
+            while low < high:
+                records = np.frombuffer(source.read(min(high - low, at_once) * kind.itemsize), kind)
+                waiting.append(records)
+                low, count = low + len(records), count + len(records)
+                if count >= at_once:
+                    yield np.concatenate(waiting)
+                    waiting, count = [], 0
+    if waiting:
+        yield np.concatenate(waiting)

@@ -16,12 +16,13 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field
 
+from classifiers.beside import require_unique
 from classifiers.cleaning import CleaningSettings, clean, drop_controls, repair_encoding
 from classifiers.main_text import MainText, NoMainText
 from classifiers.markup import is_html
 from hornbook.artifact import Artifact
 from hornbook.documents import DOCUMENT_SCHEMA, Reject, canonical_json, content_key, rejects_table
-from hornbook.parts import PartCommit, PartContent, PartRange, same_ids
+from hornbook.parts import PartContent, PartRange, same_ids
 from hornbook.partwork import PartMaker
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
@@ -104,13 +105,15 @@ class ExtractPart(PartMaker):
 
     def setup(self) -> None:
         """Prepare the extractor; its process starts with the first HTML."""
-        self.parts: dict[int, PartCommit] = {part.start: part for part in self.documents.parts}
         settings = self.settings
         self.main_text = MainText(settings.extractor, settings.seconds, settings.memory_mib)
 
     def make(self, part: PartRange) -> PartContent:
         """Return the cleaned documents in the input's order, with its ids, and rejects."""
-        raw = self.documents.read(self.parts[part.start], columns=DOCUMENT_SCHEMA.names).select(DOCUMENT_SCHEMA.names)
+        raw = self.documents.read(self.documents.parts_by_start[part.start], columns=DOCUMENT_SCHEMA.names).select(
+            DOCUMENT_SCHEMA.names
+        )
+        require_unique(raw, f"{self.documents.folder}, part {part.start}")
         ids = raw.column("id").to_pylist()
         counts: Counter[str] = Counter()
         kept: list[bool] = []

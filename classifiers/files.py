@@ -52,7 +52,10 @@ class FilesSettings(Settings):
         "auto",
         description="auto: by the file's name (anything unknown is lines of text). Tar and zip archives hold files of this format.",
     )
-    text_field: str = Field("text", description="The column, key or XML element that holds the text.")
+    text_field: str = Field(
+        "text",
+        description="The column, key or XML element that holds the text; `*`: the whole row as JSON, for `chat-records`.",
+    )
     text_unit: Literal["line", "file"] = Field("line", description="What a document is in plain text: a line, a file.")
     encoding: str = Field(
         "utf-8", description="Of text; or `detect`. HTML is decoded as the server or the page says, or as detected."

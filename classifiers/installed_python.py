@@ -13,8 +13,10 @@ import fnmatch
 import hashlib
 import importlib.metadata
 import itertools
+import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,6 +64,15 @@ class InstalledPythonSettings(Settings):
     readmes: bool = Field(True, description="Also read each package's README (the long description in its metadata).")
     exclude: tuple[str, ...] = Field((), description="Shell patterns of paths to leave out, such as `*/tests/*`.")
     distributions: tuple[str, ...] = Field((), description="Read these packages only; empty reads all.")
+    packages_between: tuple[float, float] = Field(
+        (0.0, 1.0),
+        description="Read packages whose seeded hash lies from the first to below the second, within [0, 1]: stages of a "
+        "recipe with ranges that do not overlap share no package.",
+    )
+    min_dependents: int = Field(
+        0, ge=0, description="Read packages that at least so many other installed ones require."
+    )
+    max_dependents: int | None = Field(None, ge=0, description="Read packages that at most so many others require.")
     part_rows: int = Field(200, ge=1, description="Files per part.")
     workers: int | None = runtime(None, ge=1, description="Most workers; default: one per processor.")
 
@@ -79,7 +90,12 @@ class InstalledPython(Stage):
         return {"installed files": hashlib.sha256(repr(self.plan.to_pylist()).encode()).hexdigest()}
 
     def check(self) -> None:
-        """Refuse packages that are not installed. Raises RecipeError."""
+        """Refuse packages that are not installed, and a range that holds none. Raises RecipeError."""
+        low, high = self.settings.packages_between
+        if not 0 <= low < high <= 1:
+            raise RecipeError(
+                f"{self.name}.packages_between: [{low:g}, {high:g}] is no range", "two shares, as [0.0, 0.7]"
+            )
         if not self.settings.distributions:
             return
         installed = [_normal(found.name) for found in _distributions(())]
@@ -158,7 +174,7 @@ def make_plan(settings: InstalledPythonSettings, seed: int) -> pa.Table:
     rows: list[dict[str, Any]] = []
     choices: list[list[dict[str, Any]]] = []
     seen: set[str] = set()
-    for distribution in _distributions(settings.distributions):
+    for distribution in _chosen(settings, seed):
         about = {
             "distribution": distribution.name,
             "version": distribution.version,
@@ -176,6 +192,35 @@ def make_plan(settings: InstalledPythonSettings, seed: int) -> pa.Table:
         rows += [*readmes, *(modules[place] for place in order)][:share]
     order = permute(np.arange(len(rows)), len(rows), derive_seed(seed, "installed-python"))
     return pa.Table.from_pylist([rows[place] for place in order], schema=PLAN_SCHEMA)
+
+
+def _chosen(settings: InstalledPythonSettings, seed: int) -> list[importlib.metadata.Distribution]:
+    """Return the packages that the settings admit, by name."""
+    found = _distributions(settings.distributions)
+    low, high = settings.packages_between
+    if (low, high) != (0.0, 1.0):
+        found = [one for one in found if low <= derive_seed(seed, "package", _normal(one.name)) / (1 << 63) < high]
+    if settings.min_dependents or settings.max_dependents is not None:
+        counts = dependents()
+        most = math.inf if settings.max_dependents is None else settings.max_dependents
+        found = [one for one in found if settings.min_dependents <= counts[_normal(one.name)] <= most]
+    return found
+
+
+def dependents() -> Counter[str]:
+    """Return by normalized name how many other installed packages require a package, extras left out.
+
+    hornbook's own requirements do not count: whoever installs it would vote for what it happens to use.
+    """
+    counts: Counter[str] = Counter()
+    for distribution in _distributions(()):
+        required = {
+            _normal(name[0])
+            for line in distribution.requires or ()
+            if (name := re.match(r"[A-Za-z0-9._-]+", line)) and "extra" not in line.partition(";")[2]
+        }
+        counts.update(required - {_normal(distribution.name)})
+    return counts
 
 
 def _distributions(wanted: Sequence[str]) -> list[importlib.metadata.Distribution]:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from classifiers.byte_streams import Stream
-from classifiers.records import Bad, Record, bad_record, checked, decoded, too_long
+from classifiers.records import WHOLE, Bad, Record, bad_record, checked, decoded, too_long
+from hornbook.documents import canonical_json
 
 if TYPE_CHECKING:
     from classifiers.files import FilesSettings
@@ -56,11 +57,14 @@ class _Line:
 
 
 def json_text(value: str, offset: int, settings: FilesSettings) -> str | Bad:
-    """Return the chosen field of a JSON object, or what is wrong with it."""
+    """Return the chosen field of a JSON object, or all of it, or what is wrong with it."""
     try:
         found = json.loads(value)
     except (ValueError, RecursionError) as error:
         return Bad("not-json", f"at byte {offset}: {error}")
+    if settings.text_field == WHOLE:
+        whole = canonical_json(found) if isinstance(found, dict) else None
+        return checked(whole, "the object", settings.max_bytes)
     text = found.get(settings.text_field) if isinstance(found, dict) else None
     return checked(text, settings.text_field, settings.max_bytes)
 

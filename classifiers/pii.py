@@ -14,10 +14,11 @@ from typing import ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field
 
+from classifiers.beside import require_unique
 from classifiers.personal_data import TYPES, Type, replaced
 from hornbook.artifact import Artifact
 from hornbook.documents import DOCUMENT_SCHEMA, canonical_json, content_key
-from hornbook.parts import PartCommit, PartContent, PartRange, same_ids
+from hornbook.parts import PartContent, PartRange, same_ids
 from hornbook.partwork import PartMaker
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
@@ -73,13 +74,11 @@ class PiiPart(PartMaker):
         self.settings, self.documents = settings, documents
         self.max_workers = settings.workers
 
-    def setup(self) -> None:
-        """Look up the parts."""
-        self.parts: dict[int, PartCommit] = {part.start: part for part in self.documents.parts}
-
     def make(self, part: PartRange) -> PartContent:
         """Return the documents, in their order, with what was found in their `meta`."""
-        rows = self.documents.read(self.parts[part.start], columns=DOCUMENT_SCHEMA.names).to_pylist()
+        table = self.documents.read(self.documents.parts_by_start[part.start], columns=DOCUMENT_SCHEMA.names)
+        require_unique(table, f"{self.documents.folder}, part {part.start}")
+        rows = table.to_pylist()
         counts: Counter[str] = Counter()
         for row in rows:
             text, found = replaced(row["text"], self.settings.types, self.settings.reserved)

@@ -15,6 +15,8 @@ REPLACED_SHARE = (
     0.01  # of a page's characters; a page with more that its encoding does not know was not in that encoding
 )
 DETECTED_BYTES = 5 * 1024
+WHOLE = "*"
+"""In place of a field's name: the whole record, as JSON."""
 BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 
 

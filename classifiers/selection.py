@@ -19,7 +19,7 @@ from classifiers.beside import Beside, require_same_documents, require_unique
 from classifiers.selection_rules import Rule, first_reasons
 from hornbook.artifact import THRESHOLD, Artifact
 from hornbook.errors import RecipeError
-from hornbook.parts import PartCommit, PartContent, PartRange, parquet_bytes, same_ids
+from hornbook.parts import PartContent, PartRange, parquet_bytes, same_ids
 from hornbook.partwork import PartMaker
 from hornbook.settings import Settings, nearest, runtime
 from hornbook.stage import Expected, Input, Produces, Stage, StageContext, StageResult
@@ -143,20 +143,16 @@ class SelectPart(PartMaker):
     ) -> None:
         self.settings, self.documents, self.columns = settings, documents, columns
         self.besides = {
-            name: Beside(artifact, [found.column for found in columns if found.stage == name])
+            name: Beside(artifact, [found.column for found in columns if found.stage == name], documents)
             for name, artifact in stages.items()
         }
         self.max_workers = settings.workers
-
-    def setup(self) -> None:
-        """Index the documents' parts."""
-        self.parts: dict[int, PartCommit] = {part.start: part for part in self.documents.parts}
 
     def make(self, part: PartRange) -> PartContent:
         """Return the documents that stay and, in a file of their own, all with their reasons; or the latter alone."""
         only_list = self.settings.output == "selection"
         wanted = ["id", "key", "source", "text"] if only_list else None
-        table = self.documents.read(self.parts[part.start], columns=wanted)
+        table = self.documents.read(self.documents.parts_by_start[part.start], columns=wanted)
         require_unique(table, f"{self.documents.folder}, part {part.start}")
         beside = {name: attributes.read(part, table)[0] for name, attributes in self.besides.items()}
         columns = [beside[found.stage].column(found.column) for found in self.columns]

@@ -29,7 +29,8 @@ BAND = np.dtype([("hash", "<u8"), ("row", "<u4"), ("content", "<u4")])
 """One band of a document: its hash, the document's row in the part, and 32 bits of its text's hash."""
 EXACT = np.dtype([("hash", "<u8"), ("low", "<u8"), ("row", "<u4")])
 """A document's 128-bit hash of its normalised text, and its row."""
-CHARACTERS_AT_ONCE = 1_000_000
+CHARACTERS_AT_ONCE = 250_000
+"""Characters whose words are held at once: as lists they take ten times the text."""
 
 
 @dataclass(frozen=True)

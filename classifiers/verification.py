@@ -18,7 +18,7 @@ from classifiers.corpus_order import CorpusOrder
 from classifiers.exchange import Numbers, Records, read_ranges, read_slices
 from classifiers.sketches import Shingling, text_batches
 from hornbook.artifact import Artifact
-from hornbook.parts import PartCommit, PartContent, PartRange
+from hornbook.parts import PartContent, PartRange
 from hornbook.partwork import PartMaker
 from hornbook.shingles import Hashes, Offsets
 
@@ -78,7 +78,7 @@ class SetReader:
 
     def __init__(self, corpus: CorpusOrder, sets: Artifact) -> None:
         self.corpus, self.sets = corpus, sets
-        self.commits: dict[int, PartCommit] = {part.start: part for part in sets.parts}
+        self.commits = sets.parts_by_start
 
     def places(self, ordinals: Numbers) -> tuple[Numbers, Numbers]:
         """Return where each document's set begins and ends in its part's file."""

@@ -26,7 +26,7 @@ from hornbook.engines.foreseen import check_sampling
 from hornbook.engines.interface import EngineSettings, Reply, Request, Sampling
 from hornbook.engines.usage import usage_counts
 from hornbook.errors import RecipeError
-from hornbook.parts import PartCommit, PartContent, PartRange, same_ids
+from hornbook.parts import PartContent, PartRange, same_ids
 from hornbook.partwork import PartMaker
 from hornbook.plan import derive_seed
 from hornbook.settings import Settings, nearest, runtime, validate
@@ -142,14 +142,10 @@ class JudgePart(PartMaker):
         self.in_flight = settings.parts_in_flight
         self.replicas = len(engine.handle)
 
-    def setup(self) -> None:
-        """Find the parts."""
-        self.parts: dict[int, PartCommit] = {part.start: part for part in self.documents.parts}
-
     async def make(self, part: PartRange) -> PartContent:
         """Return rows of `columns`, one for each graded document, in the documents' order."""
         names = ["id", "key", "source", "text"]
-        table = await asyncio.to_thread(self.documents.read, self.parts[part.start], columns=names)
+        table = await asyncio.to_thread(self.documents.read, self.documents.parts_by_start[part.start], columns=names)
         planned = table.column("id").to_pylist()
         chosen = [row for row in table.to_pylist() if is_chosen(row["key"], self.settings.share, self.seed)]
         calls = await self._ask(part, chosen)

@@ -307,6 +307,8 @@ def corpus_metrics(artifact: Artifact) -> dict[str, Any]:
 
     Of about SAMPLED_DOCUMENTS documents, from parts spread evenly over the artifact: the driver must not read it all.
     """
+    import pyarrow.compute as pc
+
     parts = [part for part in artifact.parts if part.rows]
     step = max(1, sum(part.rows for part in parts) // SAMPLED_DOCUMENTS)
     openers: Counter[str] = Counter()
@@ -314,7 +316,7 @@ def corpus_metrics(artifact: Artifact) -> dict[str, Any]:
     for part in parts[::step]:
         table = artifact.read(part, columns=["text", "made_by.completion_tokens", "meta"])
         openers.update(" ".join(text.split(None, 3)[:3]) for text in table["text"].to_pylist())
-        first = table["completion_tokens"].to_pylist()  # pyarrow names a nested column by its last part
+        first = pc.struct_field(table["made_by"], "completion_tokens").to_pylist()
         lengths += map(written_tokens, first, table["meta"].to_pylist())
     lengths.sort()
     median = lengths[len(lengths) // 2] if lengths else 0
