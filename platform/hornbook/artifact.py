@@ -121,15 +121,20 @@ class Artifact:
             return [PartCommit.from_json(part) for part in self.manifest.parts]
         return list(read_commits(self.store, self.folder))
 
-    def read(self, part: PartCommit, role: str = "data", **options: Any) -> pa.Table:
-        """Read one part's table; `options` as in pyarrow.parquet.read_table."""
-        return read_part(self.store, self.folder, part, role, **options)
+    @cached_property
+    def parts_by_start(self) -> dict[int, PartCommit]:
+        """The commit records by their first planned unit."""
+        return {part.start: part for part in self.parts}
 
-    def tables(self, role: str = "data", **options: Any) -> Iterator[pa.Table]:
+    def read(self, part: PartCommit, role: str = "data", columns: Sequence[str] | None = None) -> pa.Table:
+        """Read one part's table, or some of its columns."""
+        return read_part(self.store, self.folder, part, role, columns)
+
+    def tables(self, role: str = "data", columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield the tables of all parts that have this role, in plan order; one part in memory at a time."""
         for part in self.parts:
             if any(entry.role == role for entry in part.files):
-                yield self.read(part, role, **options)
+                yield self.read(part, role, columns=columns)
 
     def local_folder(self, inside: str = "") -> Path:
         """Return a local path with the artifact's files, or with those of the folder `inside` it.
@@ -142,6 +147,12 @@ class Artifact:
             return self.store.local / self.folder / inside
         target = cache_folder() / "artifacts" / f"{Path(self.folder).name}-{self.manifest.digest[:12]}" / inside
         return self.store.download(f"{self.folder}/{inside}".rstrip("/"), target)
+
+
+def _forget(artifact: Artifact) -> None:
+    """Let an artifact whose files changed be read anew."""
+    for name in ("manifest", "parts", "parts_by_start"):
+        artifact.__dict__.pop(name, None)
 
 
 def artifact_folder(kind: str, fingerprint: str) -> str:
@@ -157,8 +168,7 @@ def delete_artifact(artifact: Artifact) -> None:
     """
     store, folder = artifact.store, artifact.folder
     store.delete(f"{folder}/{MANIFEST}")
-    artifact.__dict__.pop("manifest", None)
-    artifact.__dict__.pop("parts", None)
+    _forget(artifact)
     for name, _ in store.files(folder):
         if name.endswith(".json") and not name.startswith("parts/"):
             store.delete(f"{folder}/{name}")
@@ -225,8 +235,7 @@ def finish_artifact(
         versions=versions(),
     )
     store.write(f"{folder}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
-    artifact.__dict__.pop("manifest", None)
-    artifact.__dict__.pop("parts", None)
+    _forget(artifact)
     return manifest
 
 

@@ -7,9 +7,10 @@ drawing.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -20,6 +21,10 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 14, 36, 46
 TICK_PIXELS = 42
 CHARACTER = 6.6
 """Width of an average character of chart text in pixels, to tell whether a label fits."""
+
+
+COLOURS = 8
+"""Colour classes c0, c1, ... of the style sheet."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,14 @@ class Band:
     name: str
     start: float
     stop: float
+
+
+@dataclass(frozen=True)
+class Ribbon:
+    """The interval around a line: its colour class, and its points (x, low, high)."""
+
+    colour: str
+    points: Sequence[tuple[float, float, float]]
 
 
 @dataclass(frozen=True)
@@ -68,10 +81,12 @@ def line_chart(
     x_label: str,
     y_label: str,
     bands: Sequence[Band] = (),
+    ribbons: Sequence[Ribbon] = (),
+    threshold: float | None = None,
     height_share: float = 1.0,
     counted: bool = False,
 ) -> Markup:
-    """Draw lines over a common x axis; bands are shaded and named at the top.
+    """Draw lines over a common x axis; bands are shaded and named at the top, ribbons lie behind the lines.
 
     Args:
         label: what the chart shows, for screen readers.
@@ -87,13 +102,17 @@ def line_chart(
     if not points:
         return Markup()
     xs = [x for x, _ in points] + [edge for band in bands for edge in (band.start, band.stop)]
-    low_y, high_y = _y_range([y for _, y in points] + [0.0] * counted)
+    edges = [edge for ribbon in ribbons for _, *interval in ribbon.points for edge in interval]
+    low_y, high_y = _y_range([y for _, y in points] + edges + [0.0] * counted)
     drawings = []
     for size, width, height in SIZES:
         frame = _Frame(width, round(height * height_share), *_widened(min(xs), max(xs)), low_y, high_y)
         body = [*_bands(frame, bands, named=height_share == 1.0), *_axes(frame, x_label, y_label, counted)]
+        body += [_ribbon(frame, ribbon) for ribbon in ribbons if ribbon.points]
         for line in series:
             body += _line(frame, line)
+        if threshold is not None:
+            body += _threshold(frame, threshold)
         shown = [line for line in series if not line.faint]
         drawings.append(_svg(size, frame, label, body, _hover(frame, shown, x_label)))
     return Markup("\n").join(drawings)
@@ -154,6 +173,12 @@ def histogram(
             body += _threshold(frame, threshold)
         drawings.append(_svg(size, frame, label, body, ""))
     return Markup("\n").join(drawings)
+
+
+def named_colours(names: Iterable[str], colours: Mapping[str, str]) -> dict[str, str]:
+    """Return the sources' own colours, and the next free ones for names that are no source of the run."""
+    free = (f"c{(len(colours) + index) % COLOURS}" for index in itertools.count())
+    return {name: colours.get(name) or next(free) for name in names}
 
 
 def thinned(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> list[tuple[float, float]]:
@@ -295,6 +320,13 @@ def _line(frame: _Frame, line: Series) -> list[Markup]:
             for x, y in points
         ]
     return parts
+
+
+def _ribbon(frame: _Frame, ribbon: Ribbon) -> Markup:
+    upper = [(x, high) for x, _, high in ribbon.points]
+    lower = [(x, low) for x, low, _ in reversed(ribbon.points)]
+    corners = " ".join(f"{_p(frame.x(x))},{_p(frame.y(y))}" for x, y in upper + lower)
+    return Markup('<polygon class="ribbon {}" points="{}"/>').format(ribbon.colour, corners)
 
 
 def _threshold(frame: _Frame, threshold: float) -> list[Markup]:

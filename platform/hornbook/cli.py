@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -114,6 +115,45 @@ def show(
 
     for line in describe_artifact(find_artifact(open_store(), artifact), rows):
         typer.echo(line)
+
+
+@app.command()
+def label(
+    artifact: Annotated[
+        str, typer.Argument(help="Artifact of an annotate stage, or a prefix of its folder, or RUN/STAGE.")
+    ],
+    file: Annotated[Path, typer.Option(help="Where the grades go, one JSON line each; appended to if it is there.")],
+    grader: Annotated[
+        str | None, typer.Option(help="Who grades; each name grades for itself. Default: your user name.")
+    ] = None,
+    show_judge: Annotated[
+        bool, typer.Option("--show-judge", help="Show the judge's grade once you have given yours.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 is any free one.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+) -> None:
+    """Grade the documents that a judge graded, 0 to 5 with the keyboard, on a page of this machine.
+
+    Every grade is on the disk before the next document comes; the same command goes on where you stopped.
+
+    Examples:
+
+        hornbook label latest/labels --file grades.jsonl
+
+        hornbook label latest/labels --file grades.jsonl --grader anna --show-judge
+    """
+    from hornbook.inspection import find_artifact
+    from hornbook.labelling import FILES, PAGE, Labelling, user_name
+    from hornbook.local_page import LocalPage
+    from hornbook.store import open_store
+
+    labelling = Labelling(find_artifact(open_store(), artifact), file, grader or user_name(), show_judge)
+    for remark in labelling.remarks:
+        typer.secho(remark, err=True)
+    page = LocalPage(PAGE, FILES, reads=labelling.reads, writes=labelling.writes, port=port)
+    state = labelling.state()
+    _say(f"{state['graded']} of {state['total']} documents are graded by {labelling.grader}, in {file}")
+    page.serve("the labelling page", browser, _say)
 
 
 @app.command()
@@ -266,6 +306,47 @@ def push(
         say=_say,
         warn=lambda line: typer.secho(line, err=True),
     )
+
+
+@app.command()
+def dial(
+    scores: Annotated[str, typer.Argument(help="A scored artifact's folder or a prefix of it, or RUN/STAGE.")],
+    into: Annotated[
+        str | None, typer.Option("--recipe", help="The recipe to write the threshold into: name or file.")
+    ] = None,
+    at: Annotated[float | None, typer.Option(help="No page: print what this threshold keeps.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="With --at: write it into --recipe.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where the page listens; 0 takes any free port.")] = 0,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the page's address only.")] = False,
+) -> None:
+    """Turn a score threshold on a page of this machine: what stays of each source, what is lost; write it into a recipe.
+
+    Examples:
+
+        hornbook dial latest/scores
+
+        hornbook dial latest/scores --recipe my.yaml --port 8123 --no-browser
+
+        hornbook dial latest/scores --at 0.6
+
+        hornbook dial latest/scores --recipe my.yaml --at 0.6 --write
+    """
+    from hornbook.dial_page import Dial, nearest_step, table
+    from hornbook.errors import RecipeError
+    from hornbook.store import open_store
+
+    if write and (at is None or into is None):
+        raise RecipeError("--write needs --at and --recipe", "--recipe my.yaml --at 0.6 --write")
+    opened = Dial(open_store(), scores, into, _say)
+    if at is None:
+        opened.page(port).serve(f"the dial of {opened.stage}", browser=not no_browser, say=_say)
+        return
+    remarks, sources, total = table(opened.figures, nearest_step(opened.figures, at))
+    for remark in remarks:
+        typer.echo(remark)
+    _table(["source", "documents", "kept", "share", "tokens kept", ""], sources + total)
+    for line in opened.written_lines(at, write) if into is not None else ():
+        typer.echo(line)
 
 
 @app.command()

@@ -35,11 +35,11 @@ class Quantity:
 NONE = Quantity(0.0, 0.0, 0.0)
 
 
-def wilson(successes: float, trials: float) -> Quantity:
-    """Return a share with Wilson's 90% interval."""
-    share, square = successes / trials, LEVEL_Z**2
+def wilson(successes: float, trials: float, z: float = LEVEL_Z) -> Quantity:
+    """Return a share with Wilson's interval: of 90%, or of another level by its standard normal quantile `z`."""
+    share, square = successes / trials, z**2
     centre = (share + square / (2 * trials)) / (1 + square / trials)
-    half = LEVEL_Z / (1 + square / trials) * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2))
+    half = z / (1 + square / trials) * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2))
     return Quantity(share, max(0.0, centre - half), min(1.0, centre + half))
 
 

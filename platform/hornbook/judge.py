@@ -7,7 +7,7 @@ a small model that always prefers the same digit still orders documents.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -98,7 +98,8 @@ def grade(reply: Reply, rubric: Rubric, prior: Mapping[str, float] | None = None
             model's favourite digit says more about the prompt than about the document.
 
     Returns:
-        A Grade; `reason` is `judge_error` (the engine failed) or `unparsable` (no choice in the text), else empty.
+        A Grade; `reason` is `judge_error` (the engine failed) or `unparsable` (no choice in the text, or no finite
+        probabilities of the choices), else empty.
     """
     if reply.finish_reason == "error":
         return Grade(float("nan"), "", "judge_error", reply.error)
@@ -108,6 +109,8 @@ def grade(reply: Reply, rubric: Rubric, prior: Mapping[str, float] | None = None
             for choice in rubric.choices
         }
         total = sum(weights.values())
+        if not 0 < total < float("inf"):
+            return Grade(float("nan"), "", "unparsable", f"the choices' probabilities add up to {total}")
         score = sum(rubric.score(choice) * weight for choice, weight in weights.items()) / total
         return Grade(score, max(rubric.choices, key=lambda choice: weights[choice]))
     answer = reply.text.strip()
@@ -115,20 +118,6 @@ def grade(reply: Reply, rubric: Rubric, prior: Mapping[str, float] | None = None
         if answer == choice or answer.startswith((f"{choice} ", f"{choice}\n", f"{choice}.", f"{choice}/")):
             return Grade(rubric.score(choice), choice)
     return Grade(float("nan"), "", "unparsable", f"the judge said {reply.text[:200]!r}, not one of {rubric.choices}")
-
-
-async def judge(
-    engine: EngineHandle,
-    rubric: Rubric,
-    documents: Sequence[str],
-    prior: Mapping[str, float] | None = None,
-    tags: Sequence[str] = (),
-) -> list[Grade]:
-    """Grade documents, in their order; one that fails fails alone."""
-    requests = [
-        rubric.request(document, tag) for document, tag in zip(documents, tags or [""] * len(documents), strict=True)
-    ]
-    return [grade(reply, rubric, prior) for reply in await engine.generate(requests, ONE_TOKEN)]
 
 
 async def content_free_prior(engine: EngineHandle, rubric: Rubric) -> dict[str, float]:

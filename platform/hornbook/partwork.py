@@ -199,8 +199,16 @@ def _result(record: Any) -> Any:
     return pa.table({"result": [json.dumps(record)]})
 
 
+def keep_memory_small() -> None:
+    """Let Arrow take memory by malloc. Its own pool (mimalloc) keeps what was freed: of the 243 MiB of a deduplication 45."""
+    import pyarrow as pa
+
+    pa.set_memory_pool(pa.system_memory_pool())
+
+
 class _Base:
     def __init__(self, maker: PartMaker, store: Store, folder: str) -> None:
+        keep_memory_small()
         self.maker, self.store, self.folder = maker, store, folder
         self.failure: dict[str, Any] | None = None
         try:

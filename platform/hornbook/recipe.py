@@ -98,7 +98,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     import yaml
 
-    path = _find(name)
+    path = find_recipe(name)
     try:
         source = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -126,7 +126,8 @@ def check_recipe(source: Mapping[str, Any], where: str, folder: Path | None = No
     return Recipe(top.name, top.description, top.seed, {name: stages[name] for name in order}, dict(source))
 
 
-def _find(name: str) -> Path:
+def find_recipe(name: str) -> Path:
+    """Return the file of a recipe given by its name or its path. Raises RecipeError if there is none."""
     if name.endswith((".yaml", ".yml")) or os.sep in name:
         if not Path(name).is_file():
             raise RecipeError(f"there is no recipe file {name}", "`hornbook recipes` lists those that ship")

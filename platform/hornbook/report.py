@@ -9,18 +9,22 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.resources
-import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hornbook.charts import Band, Series, histogram, line_chart, number, smoothed, thinned
+from hornbook.charts import COLOURS, Band, Series, line_chart, named_colours, number, smoothed, thinned
+from hornbook.comparison_view import comparisons
+from hornbook.dial_view import dials
 from hornbook.diversity_view import diversity
 from hornbook.foretold import foretold
+from hornbook.grade_view import graded
 from hornbook.progress import duration, money
+from hornbook.quality_view import agreements, scored, trained
 from hornbook.run_view import (
     RunView,
     StageView,
+    flat_figures,
     generated_samples,
     mapping,
     model_samples,
@@ -29,14 +33,11 @@ from hornbook.run_view import (
     read_run,
     reject_examples,
     rule_steps,
-    sequence,
 )
 from hornbook.spending import spending, spent
 from hornbook.store import Store
 
 SAMPLES = 10
-COLOURS = 8
-SHOWN_APART = ("histogram", "kept", "threshold", "agreement", "warnings")
 FOLD = 420
 """Characters of a sample that are shown before it is folded."""
 
@@ -61,10 +62,14 @@ def render_report(store: Store, run_id: str) -> str:
     curves = [(stage, rows) for stage in run.stages if (rows := read_curve(stage))]
     script = _packaged("report.js")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(_packaged),
     )
     environment.filters.update(number=_number, duration=duration, share=_share, moment=_moment, head=_head)
-    return environment.from_string(_packaged("report.html.jinja")).render(
+    return environment.get_template("report.html.jinja").render(
         run=run,
         record=run.record,
         colours=colours,
@@ -75,15 +80,20 @@ def render_report(store: Store, run_id: str) -> str:
         funnel=_funnel(run),
         rejects=_rejects(run),
         conservation=[stage for stage in run.stages if stage.counts.get("planned")],
+        graded=graded(run),
         diversity=diversity(run, colours),
-        quality=_quality(run, colours),
+        trained=trained(run),
+        agreements=agreements(run),
+        scored=scored(run, colours),
+        dials=dials(run),
+        comparisons=comparisons(run),
         training=[_training(stage, rows, colours) for stage, rows in curves],
         generated=generated_samples(run.stages, SAMPLES),
         modelled=model_samples(run.stages, SAMPLES),
         timings=_timings(run, curves),
         foretold=foretold(run),
         spending=spending(run),
-        figures=[(stage, flat) for stage in run.stages if (flat := _flat(stage.metrics))],
+        figures=[(stage, flat) for stage in run.stages if (flat := flat_figures(stage.metrics))],
         versions=mapping(run.record.get("versions")),
         recipe=_yaml(run.record.get("source")),
         elapsed=_elapsed(run),
@@ -178,55 +188,6 @@ def _rejects(run: RunView) -> list[dict[str, Any]]:
     return rows
 
 
-def _quality(run: RunView, colours: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return the charts of every stage with a histogram, and the agreement of the judges of the stages that annotated."""
-    agreements = {str(flat): (stage, flat) for stage in run.stages if (flat := _flat(stage.metrics.get("agreement")))}
-    found = []
-    for stage in run.stages:
-        shown = mapping(stage.metrics.get("histogram"))
-        edges = [numeric(edge) for edge in sequence(shown.get("edges"))]
-        counts = {
-            source: [numeric(value) or 0.0 for value in sequence(values)]
-            for source, values in mapping(shown.get("counts")).items()
-        }
-        if not counts or None in edges:
-            continue
-        threshold = numeric(stage.metrics.get("threshold"))
-        named = _named_colours(counts, colours)
-        chart = histogram(
-            [edge for edge in edges if edge is not None],
-            counts,
-            colours=named,
-            label=f"Documents by quality score, {stage.name}",
-            x_label="quality score",
-            y_label="documents",
-            threshold=threshold,
-        )
-        if chart:
-            rest = {key: value for key, value in stage.metrics.items() if key not in SHOWN_APART}
-            found.append({
-                "stage": stage, "chart": chart, "threshold": threshold, "colours": named, "counts": counts,
-                "edges": edges, "kept": _kept(stage), "figures": _flat(rest), "agreements": list(agreements.values()),
-                "warnings": [str(warning) for warning in sequence(stage.metrics.get("warnings"))],
-            })  # fmt: skip
-    return found
-
-
-def _named_colours(names: Iterable[str], colours: Mapping[str, str]) -> dict[str, str]:
-    """Return the sources' own colours, and the next free ones for names that are no source of the run."""
-    free = (f"c{(len(colours) + index) % COLOURS}" for index in itertools.count())
-    return {name: colours.get(name) or next(free) for name in names}
-
-
-def _kept(stage: StageView) -> list[tuple[str, float, float]]:
-    rows = []
-    for source, value in mapping(stage.metrics.get("kept")).items():
-        documents, kept = numeric(mapping(value).get("documents")), numeric(mapping(value).get("kept"))
-        if documents is not None and kept is not None:
-            rows.append((source, documents, kept))
-    return rows
-
-
 def _training(stage: StageView, rows: list[dict[str, Any]], colours: Mapping[str, str]) -> dict[str, Any]:
     """Return the charts and tables of one training curve."""
     losses = _points(rows, "loss")
@@ -237,7 +198,7 @@ def _training(stage: StageView, rows: list[dict[str, Any]], colours: Mapping[str
                 held_out.setdefault(source, []).append((row["step"], value))
     bands = _bands(rows)
     span = max((row["step"] for row in rows), default=0) - min((row["step"] for row in rows), default=0)
-    names = _named_colours(held_out, colours)
+    names = named_colours(held_out, colours)
     lines = [
         Series("training, each step", "ink", thinned(losses), faint=True),
         Series("training, smoothed", "ink", thinned(smoothed(losses, span / 100))),
@@ -345,25 +306,6 @@ def _elapsed(run: RunView) -> float | None:
     if end is None:
         end = max((moment for event in run.events if (moment := numeric(event.get("time"))) is not None), default=None)
     return max(0.0, end - start) if start is not None and end is not None else None
-
-
-def _flat(value: Any, prefix: str = "", depth: int = 3) -> list[tuple[str, str]]:
-    """Return the numbers and short texts of nested figures as (name, text); long lists are left to their own sections."""
-    rows: list[tuple[str, str]] = []
-    for key, entry in mapping(value).items():
-        name = f"{prefix}{key.replace('_', ' ')}"
-        if isinstance(entry, bool):
-            rows.append((name, "yes" if entry else "no"))
-        elif (figure := numeric(entry)) is not None:
-            rows.append((name, number(figure, 3)))
-        elif isinstance(entry, str) and len(entry) <= 200:
-            rows.append((name, entry))
-        elif isinstance(entry, Mapping) and depth:
-            rows += _flat(entry, f"{name}, ", depth - 1)
-        elif key == "openers":
-            pairs = [sequence(pair) for pair in sequence(entry)]
-            rows.append((name, ", ".join(f"“{pair[0]}” {pair[1]}" for pair in pairs[:5] if len(pair) == 2)))
-    return rows[:60]
 
 
 def _number(value: Any, digits: int = 2) -> str:

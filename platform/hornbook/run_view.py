@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from hornbook.artifact import Artifact, Manifest, sum_counts, sum_reasons
+from hornbook.charts import number
 from hornbook.corpus_sample import stored_bytes
 from hornbook.documents import FAN_OUT_BITS
 from hornbook.errors import StoreError
@@ -325,3 +326,22 @@ def _seeds(value: Any) -> str:
     for seed in seeds.values():
         words += [str(word) for word in (sequence(seed) or [seed]) if isinstance(word, str) and 0 < len(word) <= 60]
     return "".join(f" · {word}" for word in words[:6])
+
+
+def flat_figures(value: Any, prefix: str = "", depth: int = 3) -> list[tuple[str, str]]:
+    """Return the numbers and short texts of nested figures as (name, text); long lists are left to their own sections."""
+    rows: list[tuple[str, str]] = []
+    for key, entry in mapping(value).items():
+        name = f"{prefix}{key.replace('_', ' ')}"
+        if isinstance(entry, bool):
+            rows.append((name, "yes" if entry else "no"))
+        elif (figure := numeric(entry)) is not None:
+            rows.append((name, number(figure, 3)))
+        elif isinstance(entry, str) and len(entry) <= 200:
+            rows.append((name, entry))
+        elif isinstance(entry, Mapping) and depth:
+            rows += flat_figures(entry, f"{name}, ", depth - 1)
+        elif key == "openers":
+            pairs = [sequence(pair) for pair in sequence(entry)]
+            rows.append((name, ", ".join(f"“{pair[0]}” {pair[1]}" for pair in pairs[:5] if len(pair) == 2)))
+    return rows[:60]

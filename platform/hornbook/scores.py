@@ -6,9 +6,6 @@ threshold changes without scoring again.
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Any
-
 import numpy as np
 
 from hornbook.artifact import THRESHOLD, Artifact
@@ -61,7 +58,7 @@ class ScoreFilter:
         """
         if self.scores is None or self.threshold is None:
             return np.ones(len(ids), dtype=bool)
-        scored = self._parts.get(part.start)
+        scored = self.scores.parts_by_start.get(part.start)
         if scored is None:
             raise DataError(
                 f"{self.scores.folder} does not score these documents", "let `documents` name the corpus it scored"
@@ -69,10 +66,3 @@ class ScoreFilter:
         table = self.scores.read(scored, columns=["id", "score"])
         good = table.column("id").to_numpy()[table.column("score").to_numpy() >= self.threshold]
         return np.isin(ids, good)
-
-    @cached_property
-    def _parts(self) -> dict[int, PartCommit]:
-        return {part.start: part for part in self.scores.parts} if self.scores else {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_parts"}

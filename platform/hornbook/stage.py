@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 OWN_SOURCE = "__hornbook_source__"
 """Where a module that was made from a user's file keeps that file's text."""
 
-Produces = Literal["documents", "attributes", "tokenizer", "tokens", "model"]
+Produces = Literal["documents", "attributes", "scorer", "tokenizer", "tokens", "files", "model", "losses", "figures"]
 
 
 @dataclass(frozen=True)
