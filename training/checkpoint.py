@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from hornbook.errors import StoreError, TrainingError
 from training.archive import Archive, file_digest
 from training.metrics import METRICS
+from training.optimizer import Average, Optimizer
 
 FORMAT_VERSION = 1
 MANIFEST = "checkpoint.json"
@@ -63,7 +64,8 @@ def save(
     folder: Path,
     step: int,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
+    average: Average,
     data: str,
     architecture: str,
     extra: dict[str, Any],
@@ -86,7 +88,7 @@ def save(
         path.mkdir(parents=True, exist_ok=True)
         with _quiet():
             dcp.save(
-                _tensors(model, optimizer),
+                _tensors(model, optimizer, average),
                 storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True),
             )
         shards = sorted(path.glob(f"shard-{dist.get_rank() + 1:05d}-*"))  # the writer counts ranks from one
@@ -173,7 +175,7 @@ def latest_of_all(folder: Path, archive: Archive | None = None) -> Checkpoint | 
 
 
 def load(
-    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, data: str, architecture: str
+    checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, average: Average, data: str, architecture: str
 ) -> None:
     """Load weights and optimizer state in place, whatever world size wrote them; all ranks call it.
 
@@ -183,12 +185,13 @@ def load(
     require_same(checkpoint, data, architecture)
     _fill_state(optimizer)
     with _quiet():
-        dcp.load(_tensors(model, optimizer), storage_reader=HuggingFaceStorageReader(str(checkpoint.path)))
+        dcp.load(_tensors(model, optimizer, average), storage_reader=HuggingFaceStorageReader(str(checkpoint.path)))
 
 
-def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Load the weights alone, into a plain or sharded model, in place."""
-    tensors = {f"model.{name}": tensor for name, tensor in _weights(model).items()}
+def load_weights(checkpoint: Checkpoint, model: nn.Module, averaged: bool = False) -> None:
+    """Load the weights alone, or their average, into a plain or sharded model, in place."""
+    prefix = "average" if averaged else "model"
+    tensors = {f"{prefix}.{name}": tensor for name, tensor in _weights(model).items()}
     with _quiet():
         dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint.path)))
 
@@ -208,18 +211,20 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _tensors(model: nn.Module, optimizer: Optimizer, average: Average) -> dict[str, torch.Tensor]:
     """Return everything to save as one flat dict; the tensors are views of the model's and the optimizer's memory."""
     tensors = {f"model.{name}": tensor for name, tensor in _weights(model).items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in average.weights.items()}
+    states = optimizer.state
     for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
+        for key, value in states.get(parameter, {}).items():
             tensors[f"optimizer.{name}.{key}"] = (
                 value.view(1) if value.ndim == 0 else value
             )  # a shard needs a dimension
     return tensors
 
 
-def _fill_state(optimizer: torch.optim.Optimizer) -> None:
+def _fill_state(optimizer: Optimizer) -> None:
     """Make an optimizer allocate its state, by one step that changes nothing."""
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hornbook.artifact import Artifact
 from hornbook.errors import RecipeError
 from training.archive import Archive
+from training.low_rank import LoraSettings
 from training.mixture import Mixture, PhaseSettings
 from training.settings import LoopSettings
 from training.shards import Rows, ShardIndex, Split, TokenSource
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from training.checkpoint import Checkpoint
     from training.loop import Outcome
@@ -32,11 +33,20 @@ class Folder(Protocol):
 
 @dataclass(frozen=True)
 class Corpus:
-    """A packed corpus: what a mixture calls it, where its shards lie, and which."""
+    """A packed corpus: what a mixture calls it, where its shards lie, and which; bytes of held-out text that a token is."""
 
     name: str
     folder: Folder
     index: ShardIndex
+    bytes_per_token: float | None = None
+
+
+@dataclass(frozen=True)
+class Preference:
+    """How a model learns from pairs; see `training.preference_model`."""
+
+    beta: float
+    length_normalised: bool
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,9 @@ class Job:
         artifact: what is made; checkpoints and metrics lie in it.
         preset: the model's preset, if it starts from nothing; `overrides` are fields of its configuration.
         start: has the folder `model` to start from, else.
+        grow: let that model grow to the preset's size.
+        preference: the settings of preference tuning, if rows are pairs.
+        lora: train adapters of this size only.
     """
 
     settings: LoopSettings
@@ -65,6 +78,9 @@ class Job:
     preset: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     start: Folder | None = None
+    grow: bool = False
+    preference: Preference | None = None
+    lora: LoraSettings | None = None
 
     @property
     def steps(self) -> int:
@@ -108,16 +124,23 @@ class Job:
         from transformers import AutoModelForCausalLM
 
         transformers.utils.logging.disable_progress_bar()
-        from training.presets import build_model, model_config
+        from training.expansion import expanded
+        from training.layer_sharing import folded, share_blocks
+        from training.presets import PRESETS, build_model
 
         if self.start is None:
-            known = model_config(self.preset)
-            if unknown := [name for name in self.overrides if not hasattr(known, name)]:
-                raise RecipeError(f"{self.preset} has no configuration field {', '.join(unknown)}")
-            model = build_model(model_config(self.preset, **self.overrides), self.seed)
+            model = build_model(self._config(), self.seed)
+            if PRESETS[self.preset].repeats > 1:
+                model = share_blocks(model, PRESETS[self.preset].repeats)
         else:
             folder = self.start.local_folder("model")
             model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
+            words = self.overrides.get("vocab_size", 0)
+            if words > model.config.vocab_size:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(self.seed)
+                    model.resize_token_embeddings(words)  # new ones near the mean of the old ones
+            model = expanded(model, self._config(), self.seed) if self.grow else folded(model)
         context = model.config.max_position_embeddings
         if self.settings.sequence_length > context:
             raise RecipeError(
@@ -125,6 +148,14 @@ class Job:
                 "lower loop.sequence_length, or set model.max_position_embeddings",
             )
         return model
+
+    def _config(self) -> PreTrainedConfig:
+        from training.presets import model_config
+
+        known = model_config(self.preset)
+        if unknown := [name for name in self.overrides if not hasattr(known, name)]:
+            raise RecipeError(f"{self.preset} has no configuration field {', '.join(unknown)}")
+        return model_config(self.preset, **self.overrides)
 
     def train(
         self, world: World, stop: Callable[[], bool], progress: Callable[[dict[str, Any]], None] = lambda row: None
@@ -136,17 +167,31 @@ class Job:
 
         sources = self.open("train")
         loader = Loader(sources, self.mixture(sources), self.settings.microbatch)
-        model = LanguageModel(self.model(), self.corpora[0].index.eos, self.settings.document_mask)
+        from training.low_rank import LowRankModel
+        from training.preference_model import PreferenceModel
+
+        eos, plain = self.corpora[0].index.eos, self.model()
+        if self.lora is not None:
+            plain = LowRankModel(plain, self.lora, self.seed).model
+        if self.preference is None:
+            model = LanguageModel(plain, eos, self.settings.document_mask)
+        else:
+            model = PreferenceModel(plain, eos, self.preference.beta, self.preference.length_normalised)
+        sizes = {corpus.name: corpus.bytes_per_token for corpus in self.corpora if corpus.bytes_per_token}
         return train(
             self.settings, model, loader, self.open("validation"), self.folder, world, self.seed, stop, progress,
-            self.archive,
+            self.archive, sizes,
         )  # fmt: skip
 
     def trained_model(self, found: Checkpoint) -> PreTrainedModel:
-        """Return the model of a checkpoint, plain, float32, on the CPU."""
+        """Return the model of a checkpoint, plain (shared blocks written out, adapters folded in), float32, on the CPU."""
         from training import checkpoint
+        from training.layer_sharing import unrolled
+        from training.low_rank import LowRankModel
         from training.model import LanguageModel
 
         model = self.model()
-        checkpoint.load_weights(found, LanguageModel(model, self.corpora[0].index.eos))
-        return model
+        adapted = LowRankModel(model, self.lora, self.seed) if self.lora is not None else None
+        whole = LanguageModel(adapted.model if adapted else model, self.corpora[0].index.eos)
+        checkpoint.load_weights(found, whole, averaged=self.settings.average is not None)
+        return unrolled(adapted.merged() if adapted else model)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hornbook import errors
+from hornbook.artifact import Artifact
 from hornbook.errors import DataError, HornbookError, Stopped, TrainingError
 from hornbook.stage import StageContext, StageResult, TokenLocation
 from training.hf_folder import write_hf_folder
@@ -54,8 +55,15 @@ def open_corpora(context: StageContext, tokenizer: Path, kind: str) -> list[Corp
             raise DataError(f"{stage} holds {description.kind}, this stage trains on {kind}", f"set its form to {kind}")
         if description.source in [corpus.name for corpus in corpora]:
             raise DataError(f"two inputs are called {description.source!r}", "give one of the pack stages a `source`")
-        corpora.append(Corpus(description.source, artifact, shard_index(artifact)))
+        corpora.append(Corpus(description.source, artifact, shard_index(artifact), _bytes_per_token(artifact, kind)))
     return corpora
+
+
+def _bytes_per_token(artifact: Artifact, kind: str) -> float | None:
+    """Return how many bytes of held-out text a token stands for, end-of-text tokens counted; None where nobody counted."""
+    counts = artifact.manifest.counts
+    size, tokens = counts.get("validation_bytes", 0), counts.get("validation_tokens", 0)
+    return size / tokens if kind == "text" and size and tokens else None
 
 
 def locate_token(job: Job, step: int, row: int, position: int) -> TokenLocation:
@@ -274,6 +282,7 @@ def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "tokens": tokens,
         "loss": rows[-1]["loss"],
         "validation": validated[-1] if validated else {},
+        **({"bits_per_byte": rows[-1]["bits_per_byte"]} if "bits_per_byte" in rows[-1] else {}),
         "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
         "loader_wait_share": round(sum(row["loader_wait_share"] * row["seconds"] for row in rows) / seconds, 6),
         "skipped": rows[-1]["skipped"],

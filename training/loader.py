@@ -23,6 +23,8 @@ from training.shards import TokenSource
 
 DIGEST_BITS = 48
 PADDING_MULTIPLE = 64
+PAIR = 2
+"""Rows of a preference: the chosen answer, then the rejected one."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,16 @@ class Batch:
     Attributes:
         step: 0 for the first.
         phase: name of the mixture phase.
-        microbatches: pairs (tokens, targets) of int64 (rows, T); the same number on every rank.
-        targets: how many targets this share holds.
+        microbatches: (tokens, targets), int64 (rows, T), and for preferences what the former model thought of each row
+            (see `with_references`); the same number on every rank.
+        targets: how many targets this share holds; of preferences, how many pairs.
         tokens: how many tokens this share holds, padding left out.
         digest: sum modulo 2^48 of a hash of each row with its slot; the sum over ranks names the global batch.
     """
 
     step: int
     phase: str
-    microbatches: list[tuple[torch.Tensor, torch.Tensor]]
+    microbatches: list[tuple[torch.Tensor, ...]]
     targets: int
     tokens: int
     digest: int
@@ -52,13 +55,17 @@ class Loader:
     Args:
         sources: by name, in the mixture's order; all of one sequence length and vocabulary.
         mixture: says which rows stand where.
-        microbatch: rows per forward pass.
+        microbatch: rows (or pairs) per forward pass.
+
+    Attributes:
+        references: for pairs, by source: float32 (pairs, 2), set before the first batch is asked for.
     """
 
     def __init__(self, sources: Mapping[str, TokenSource], mixture: Mixture, microbatch: int) -> None:
         self.sources = [sources[name] for name in mixture.sources]
         self.mixture = mixture
         self.microbatch = microbatch
+        self.references: Mapping[str, np.ndarray] = {}
 
     def fingerprint(self) -> str:
         """Return a hash of all that decides the batches; a resume under another one is refused."""
@@ -71,25 +78,34 @@ class Loader:
         """Return `rank`'s share of the global batch of `step`."""
         draws = self.mixture.batch(step)
         low, high = share(len(draws.source), rank, world)
-        length = self.sources[0].sequence_length
-        tokens = np.zeros((high - low, length + 1), dtype=np.int64)
-        trained = np.zeros((high - low, length + 1), dtype=bool)
+        length, each = self.sources[0].sequence_length, self.sources[0].rows_per_draw
+        tokens = np.zeros((high - low, each, length + 1), dtype=np.int64)
+        trained = np.zeros(tokens.shape, dtype=bool)
+        reference = np.zeros((high - low, each), dtype=np.float32)
         for number, source in enumerate(self.sources):
             rows = np.flatnonzero(draws.source[low:high] == number)
             if len(rows):
-                tokens[rows], trained[rows] = source.read(draws.sequence[low:high][rows])
+                chosen = draws.sequence[low:high][rows]
+                read = source.read(chosen)
+                tokens[rows], trained[rows] = (array.reshape(-1, each, length + 1) for array in read)
+                if self.references:
+                    reference[rows] = self.references[self.mixture.sources[number]][chosen]
         digest = 0
         for row, slot in enumerate(range(low, high)):
             named = f"{slot} {draws.source[slot]} {draws.sequence[slot]}".encode()
             hashed = hashlib.blake2b(tokens[row].tobytes() + named, digest_size=DIGEST_BITS // 8).digest()
             digest += int.from_bytes(hashed, "little")
         most = -(-len(draws.source) // world)  # rows of the largest share
-        inputs, targets = inputs_and_targets(tokens, trained)
+        inputs, targets = inputs_and_targets(*(array.reshape(-1, length + 1) for array in (tokens, trained)))
+        cut = microbatches(inputs, targets, self.microbatch * each, -(-most // self.microbatch), each)
+        found: list[tuple[torch.Tensor, ...]] = list(cut)
+        if each == PAIR:
+            found = with_references(found, reference)
         return Batch(
             step=step,
             phase=draws.phase,
-            microbatches=list(microbatches(inputs, targets, self.microbatch, -(-most // self.microbatch))),
-            targets=int((targets != IGNORED).sum()),
+            microbatches=found,
+            targets=countable(targets, each),
             tokens=int(_used(targets).sum()),
             digest=digest % (1 << DIGEST_BITS),
         )
@@ -112,9 +128,9 @@ def inputs_and_targets(tokens: np.ndarray, trained: np.ndarray) -> tuple[np.ndar
 
 
 def microbatches(
-    inputs: np.ndarray, targets: np.ndarray, rows: int, count: int
+    inputs: np.ndarray, targets: np.ndarray, rows: int, count: int, filling: int = 1
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield exactly `count` microbatches of at most `rows` rows; missing ones are one row without targets.
+    """Yield exactly `count` microbatches of at most `rows` rows; missing ones are `filling` rows without targets.
 
     Columns that nothing reads (behind the last target of every row) are cut off, to a multiple of 64.
     """
@@ -124,12 +140,29 @@ def microbatches(
         longest = int(used.max()) if used.size else 0
         length = min(max(-(-longest // PADDING_MULTIPLE), 1) * PADDING_MULTIPLE, inputs.shape[1])
         if not used.size:
-            yield torch.zeros(1, length, dtype=torch.int64), torch.full((1, length), IGNORED)
+            yield torch.zeros(filling, length, dtype=torch.int64), torch.full((filling, length), IGNORED)
             continue
         yield (
             torch.from_numpy(np.ascontiguousarray(inputs[picked, :length])),
             torch.from_numpy(np.ascontiguousarray(targets[picked, :length])),
         )
+
+
+def countable(targets: np.ndarray, each: int) -> int:
+    """Return what a loss is divided by: targets, or pairs that have some on both sides."""
+    there = targets != IGNORED
+    return int(there.any(axis=1).reshape(-1, each).all(axis=1).sum()) if each == PAIR else int(there.sum())
+
+
+def with_references(cut: list[tuple[torch.Tensor, ...]], reference: np.ndarray) -> list[tuple[torch.Tensor, ...]]:
+    """Append to each microbatch what the former model thought of its rows, float32 seen as int32; 0 where rows fill up."""
+    flat, at, found = torch.from_numpy(reference.reshape(-1)), 0, []
+    for tensors in cut:
+        own = flat[at : at + len(tensors[0])]
+        at += len(own)
+        own = own if len(own) else torch.zeros(len(tensors[0]))
+        found.append((*tensors, own.view(torch.int32)))
+    return found
 
 
 def _used(targets: np.ndarray) -> np.ndarray:

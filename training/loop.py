@@ -20,10 +20,13 @@ import torch.distributed as dist
 from hornbook.errors import TrainingError
 from training import checkpoint as checkpoints
 from training.archive import Archive
+from training.flops import flops_per_token, peak_flops
 from training.loader import DIGEST_BITS, Batch, Loader
 from training.metrics import METRICS, MetricsFile, json_ready
 from training.model import LanguageModel
+from training.optimizer import Average, Guard, make_optimizer
 from training.parallel import World, parallelize
+from training.preference_model import PreferenceModel, reference_log_probabilities
 from training.schedule import learning_rate_share
 from training.settings import LoopSettings
 from training.shards import TokenSource
@@ -50,6 +53,7 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[dict[str, Any]], None] = lambda row: None,
     archive: Archive | None = None,
+    bytes_per_token: Mapping[str, float] | None = None,
 ) -> Outcome:
     """Train a model over all steps of the loader's mixture, from the latest checkpoint if there is one.
 
@@ -62,21 +66,30 @@ def train(
         stop: asked once a step on rank 0; true: finish the step, save, return.
         progress: given each metrics row on every rank.
         archive: where checkpoints and metrics last, if not in `folder`.
+        bytes_per_token: of the held-out text, by source; those of a known one are validated in bits per byte, too.
 
     Raises:
-        TrainingError: `settings.patience` non-finite steps in a row, an unwritable checkpoint, or a checkpoint of other
+        TrainingError: `settings.patience` steps left out in a row, an unwritable checkpoint, or a checkpoint of other
             data or of another model.
     """
     architecture = model_fingerprint(model)
+    flops, peak = flops_per_token(model, settings.sequence_length), peak_flops(world.device)
     on_gpu = world.device.type == "cuda"
     compiled = on_gpu if settings.compile is None else settings.compile
     parallelize(model, world, settings.precision, compiled, settings.checkpoint_blocks)
     optimizer = make_optimizer(model, settings)
+    average, guard = Average(model, settings.average), Guard(settings.leap)
     data = loader.fingerprint()
-    first, skipped, in_a_row = 0, 0, 0
+    references = None
+    if isinstance(model, PreferenceModel):  # before a checkpoint is loaded: the model is still its former self
+        sources = dict(zip(loader.mixture.sources, loader.sources, strict=True))
+        loader.references = reference_log_probabilities(model, sources, settings.microbatch, world)
+        references = reference_log_probabilities(model, validation, settings.microbatch, world)
+    first = 0
     if found := checkpoints.latest_of_all(folder / "checkpoints", archive):
-        checkpoints.load(found, model, optimizer, data, architecture)
-        first, skipped, in_a_row = found.step, found.extra["skipped"], found.extra["in_a_row"]
+        checkpoints.load(found, model, optimizer, average, data, architecture)
+        first = found.step
+        guard.restore(found.extra)
     dist.barrier()
     metrics = None
     if world.rank == 0:
@@ -92,34 +105,39 @@ def train(
         for batch in batches:
             rate = settings.learning_rate * learning_rate_share(settings.schedule, batch.step, steps)
             stopping, targets, tokens, digest = _agree(batch, stop() if world.rank == 0 else False, world)
-            loss, norm = _gradients(model, optimizer, batch, targets, settings.clip, world, seed)
-            finite = math.isfinite(loss) and math.isfinite(norm)
-            if finite:
-                _step(optimizer, rate)
+            loss, norm, figures = _gradients(model, batch, targets, settings.clip, world, seed)
+            if guard.passes(loss, norm):
+                optimizer.set_rate(rate)
+                optimizer.step()
+                average.update(model)
             optimizer.zero_grad()
             done = batch.step + 1
-            skipped, in_a_row = (skipped, 0) if finite else (skipped + 1, in_a_row + 1)
             row: dict[str, Any] = {"step": done, "phase": batch.phase, "loss": loss, "lr": rate, "grad_norm": norm}
+            row |= figures
             if done % settings.validate_every == 0 or done == steps:
-                row["validation"] = held_out(model, world)
+                row["validation"] = held_out(model, world, references)
+                row |= {f"validation_{figure}": values for figure, values in held_out.figures.items()}
+                row |= _in_bits(row["validation"], bytes_per_token or {})
             now = time.perf_counter()
             row |= {"tokens": tokens, "seconds": now - began, "tokens_per_second": tokens / (now - began)}
+            if peak:
+                row["mfu"] = row["tokens_per_second"] * flops / (peak * world.size)
             row |= {"loader_wait_share": (batches.waited - waited) / (now - began)}
-            row |= {"batch_digest": f"{digest:012x}", "skipped": skipped}
+            row |= {"batch_digest": f"{digest:012x}", "skipped": guard.skipped}
             began, waited = now, batches.waited
             if metrics is not None:
                 metrics.append(json_ready(row))
             progress(row)
-            if in_a_row >= settings.patience:
+            if guard.in_a_row >= settings.patience:
+                how = "not finite" if not math.isfinite(loss + norm) else f"over {settings.leap} times the usual"
                 raise TrainingError(
-                    f"step {done}: the loss or its gradient was not finite {in_a_row} steps in a row",
+                    f"step {done}: the loss or its gradient was {how} {guard.in_a_row} steps in a row",
                     "lower learning_rate, lengthen schedule.warmup_steps, or set precision to fp32; then run again",
                 )
             stopped = stopping and done < steps
             if done % settings.checkpoint_every == 0 or done == steps or stopped:
-                counters = {"skipped": skipped, "in_a_row": in_a_row}
                 checkpoints.save(
-                    folder / "checkpoints", done, model, optimizer, data, architecture, counters,
+                    folder / "checkpoints", done, model, optimizer, average, data, architecture, guard.counters(),
                     settings.keep_checkpoints, archive,
                 )  # fmt: skip
             if stopped:
@@ -129,20 +147,12 @@ def train(
     return Outcome(done, stopped)
 
 
-def make_optimizer(model: LanguageModel, settings: LoopSettings) -> torch.optim.AdamW:
-    """Return AdamW (arXiv 1711.05101) over the model's parameters; only matrices decay."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        eps=settings.epsilon,
-        fused=True,
-    )
+def _in_bits(losses: Mapping[str, float], bytes_per_token: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return `bits_per_byte` of losses in nats per token: a figure that does not depend on the tokenizer."""
+    known = {
+        name: loss / math.log(2) / bytes_per_token[name] for name, loss in losses.items() if name in bytes_per_token
+    }
+    return {"bits_per_byte": known} if known else {}
 
 
 def model_fingerprint(model: LanguageModel) -> str:
@@ -161,29 +171,27 @@ def _agree(batch: Batch, stop: bool, world: World) -> tuple[bool, int, int, int]
 
 def _gradients(
     model: LanguageModel,
-    optimizer: torch.optim.Optimizer,
     batch: Batch,
     targets: int,
     clip: float,
     world: World,
     seed: int,
-) -> tuple[float, float]:
-    """Accumulate the gradients of the mean loss over the global batch, clipped; returns (loss, norm before clipping)."""
+) -> tuple[float, float, dict[str, float]]:
+    """Accumulate the gradients of the mean loss over the global batch, clipped.
+
+    Returns the loss, the norm before clipping, and the means of what the model sums up beside its loss.
+    """
     torch.manual_seed(hash((seed, batch.step, world.rank)) % (1 << 63))  # integers hash alike in every process
-    total = torch.zeros((), device=world.device)
+    names = tuple(getattr(model, "figures", ()))
+    total = torch.zeros(1 + len(names), device=world.device)
     last = len(batch.microbatches) - 1
-    for number, (tokens, wanted) in enumerate(batch.microbatches):
+    for number, tensors in enumerate(batch.microbatches):
         model.set_requires_gradient_sync(number == last)  # type: ignore[operator] # FSDP2's; one reduction a step
-        loss = model(tokens.to(world.device), wanted.to(world.device)) / max(targets, 1)
-        (loss * world.size).backward()  # FSDP takes the mean over ranks, the loss is a sum over them
-        total += loss.detach()
+        sums = model(*(tensor.to(world.device) for tensor in tensors)).view(-1) / max(targets, 1)
+        (sums[0] * world.size).backward()  # FSDP takes the mean over ranks, the loss is a sum over them
+        total += sums.detach()
     dist.all_reduce(total)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    return total.item(), norm.item()
-
-
-def _step(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
+    loss, *figures = total.tolist()
+    return loss, norm.item(), dict(zip(names, figures, strict=True))

@@ -53,10 +53,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         total = hidden.new_zeros((), dtype=wide)
-        needs = any(ctx.needs_input_grad)
-        hidden_gradient = torch.zeros_like(hidden) if needs else None
-        weight_gradient = torch.zeros_like(weight, dtype=wide) if needs else None
-        bias_gradient = torch.zeros_like(bias, dtype=wide) if needs and bias is not None else None
+        of_hidden, of_weight, of_bias, *_ = ctx.needs_input_grad
+        hidden_gradient = torch.zeros_like(hidden) if of_hidden else None
+        weight_gradient = torch.zeros_like(weight, dtype=wide) if of_weight else None
+        bias_gradient = torch.zeros_like(bias, dtype=wide) if of_bias and bias is not None else None
         for low in range(0, len(hidden), chunk):
             part, wanted = hidden[low : low + chunk], targets[low : low + chunk]
             counted = wanted != IGNORED
@@ -64,7 +64,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits = functional.linear(part, weight, bias).to(wide)
             logarithms = torch.log_softmax(logits, dim=-1)
             total -= torch.where(counted, logarithms.gather(1, safe)[:, 0], 0.0).sum()
-            if hidden_gradient is None or weight_gradient is None:
+            if not any(ctx.needs_input_grad):
                 continue
             gradient = logarithms.exp_()
             gradient.scatter_add_(1, safe, torch.full_like(safe, -1, dtype=wide))
@@ -72,8 +72,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if bias_gradient is not None:
                 bias_gradient += gradient.sum(0)
             narrow = gradient.to(hidden.dtype)
-            hidden_gradient[low : low + chunk] = narrow @ weight
-            weight_gradient += narrow.t() @ part
+            if hidden_gradient is not None:
+                hidden_gradient[low : low + chunk] = narrow @ weight
+            if weight_gradient is not None:  # None where the head is frozen
+                weight_gradient += narrow.t() @ part
         ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
         ctx.dtypes = (weight.dtype, bias.dtype if bias is not None else None)
         return total
@@ -83,8 +85,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden, weight, bias = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
         return (
-            hidden * scale.to(hidden.dtype),
-            (weight * scale).to(weight_dtype),
+            hidden * scale.to(hidden.dtype) if hidden is not None else None,
+            (weight * scale).to(weight_dtype) if weight is not None else None,
             (bias * scale).to(bias_dtype) if bias is not None else None,
             None,
             None,

@@ -11,30 +11,36 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pyarrow.compute as pc
 from pydantic import Field
 
 from hornbook.artifact import Artifact
-from hornbook.chat import chat_of
+from hornbook.chat import Message, chat_of
 from hornbook.documents import Reject, rejects_table
 from hornbook.errors import DataError, ModelError
-from hornbook.parts import PartCommit, PartContent, PartRange, same_ids
+from hornbook.parts import PartContent, PartRange
 from hornbook.partwork import PartMaker
 from hornbook.plan import derive_seed
+from hornbook.preference import preference_of
 from hornbook.scores import ScoreFilter
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
 from training.packed import DESCRIPTION, PackDescription, tokenizer_hash
-from training.shards import ShardBuilder, Split
+from training.shards import SPLITS, ShardBuilder, Split
 from training.tokenizer import load_tokenizer
 
 TOKENIZER = "tokenizer"
+Encoded = tuple[np.ndarray, np.ndarray | None]
+"""A document's ids, and which of them are trained on (None: all)."""
 
 
 class PackSettings(Settings):
     """What is packed, and how."""
 
-    form: Literal["text", "chat"] = Field(
-        "text", description="text: documents. chat: conversations, trained on what the assistant says only."
+    form: Literal["text", "chat", "preference"] = Field(
+        "text",
+        description="text: documents. chat: conversations, trained on what the assistant says only. preference: pairs of "
+        "answers, for `dpo`.",
     )
     source: str = Field("", description="What the corpus is called in a mixture; default: the stage that made it.")
     minimum_score: float | None = Field(
@@ -103,14 +109,13 @@ class PackPart(PartMaker):
 
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one processor per worker
         self.load(self.tokenizer.local_folder(TOKENIZER))
-        self.parts: dict[int, PartCommit] = {part.start: part for part in self.documents.parts}
 
     def load(self, folder: Path) -> None:
         """Load the tokenizer from a local folder. Raises ModelError if it cannot serve."""
         self.transformers_tokenizer: Any = load_tokenizer(folder)
         if self.transformers_tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer {folder} has no end-of-text token", "choose one with an eos_token")
-        if self.settings.form == "chat" and "{% generation %}" not in (self.transformers_tokenizer.chat_template or ""):
+        if self.settings.form != "text" and "{% generation %}" not in (self.transformers_tokenizer.chat_template or ""):
             raise ModelError(
                 f"the tokenizer {folder} has no chat template that marks the assistant's words",
                 "put {% generation %} and {% endgeneration %} around them in its chat_template",
@@ -134,50 +139,75 @@ class PackPart(PartMaker):
 
     def make(self, part: PartRange) -> PartContent:
         """Return the shard of a range: its spans as rows, tokens and masks as files."""
-        table = self.documents.read(self.parts[part.start], columns=["id", "key", "text", "source", "meta"])
+        record = self.documents.parts_by_start[part.start]
+        table = self.documents.read(record, columns=["id", "key", "text", "source", "meta"])
         ids = table.column("id").to_numpy()
-        kept = self.scores.kept(self.parts[part.start], ids)
-        builder = ShardBuilder(self.eos, len(self.transformers_tokenizer), masked=self.settings.form == "chat")
+        kept = self.scores.kept(record, ids)
+        builder = ShardBuilder(self.eos, len(self.transformers_tokenizer), masked=self.settings.form != "text")
         rejects = []
-        encoded = self._encode(table.filter(kept))
-        for row, tokens in zip(table.filter(kept).select(["id", "key", "source"]).to_pylist(), encoded, strict=True):
+        table = table.filter(kept)
+        sizes = dict.fromkeys((f"{split}_bytes" for split in SPLITS), 0)
+        rows = table.select(["id", "key", "source"]).append_column("bytes", pc.binary_length(table.column("text")))
+        for row, tokens in zip(rows.to_pylist(), self._encode(table), strict=True):
             if isinstance(tokens, str):
                 reason, _, detail = tokens.partition(": ")
                 rejects.append(Reject(row["id"], "document", reason, detail))
                 continue
             split = held_out(row["key"], self.settings.validation_share)
-            builder.add(row["id"], row["key"], row["source"], split, *tokens)
-        counts = builder.counts()
+            sizes[f"{split}_bytes"] += row["bytes"]
+            for number, answer in enumerate(tokens):  # of a pair, the rejected answer has the document's id turned over
+                identifier = row["id"] if number == 0 else ~row["id"]
+                builder.add(identifier, row["key"], row["source"], split, *answer)
+        counts = builder.counts() | sizes
         below = int((~kept).sum())
         return PartContent(
             table=builder.spans(),
             rejects=rejects_table(rejects),
             planned=ids,
-            unit_of=same_ids,
+            unit_of=document_of,
             files=builder.files(),
             empty=below,
             counts=counts | {"tokens": counts["train_tokens"] + counts["validation_tokens"], "below_threshold": below},
         )
 
-    def _encode(self, table: Any) -> list[tuple[np.ndarray, np.ndarray | None] | str]:
-        """Return (ids, mask) of each document, or `reason: detail` of its reject."""
-        if self.settings.form == "chat":
-            return [self._encode_chat(meta) for meta in table.column("meta").to_pylist()]
+    def _encode(self, table: Any) -> list[list[Encoded] | str]:
+        """Return (ids, mask) of each document, of both answers of a pair, or `reason: detail` of its reject."""
+        if self.settings.form != "text":
+            encode = self._encode_chat if self.settings.form == "chat" else self._encode_pair
+            return [encode(meta) for meta in table.column("meta").to_pylist()]
         self.backend.encode_special_tokens = True  # a document that says <|endoftext|> does not end there
         texts = table.column("text").to_pylist()
         encodings = self.backend.encode_batch(texts, add_special_tokens=False)
         return [
-            (np.array(encoding.ids, dtype=np.int64), None) if encoding.ids else "empty: no token"
+            [(np.array(encoding.ids, dtype=np.int64), None)] if encoding.ids else "empty: no token"
             for encoding in encodings
         ]
 
-    def _encode_chat(self, meta: str) -> tuple[np.ndarray, np.ndarray | None] | str:
+    def _encode_chat(self, meta: str) -> list[Encoded] | str:
         try:
-            chat = chat_of(meta)
+            ids, mask = self._render(chat_of(meta))
         except ValueError as error:
-            return f"bad-chat: {error}"
+            return _named(error, "bad-chat")
+        return [(ids, mask)] if mask.any() else "no-target: the template marks nothing of this conversation"
+
+    def _encode_pair(self, meta: str) -> list[Encoded] | str:
+        try:
+            pair = preference_of(meta)
+            answers = [Message(role="assistant", content=text) for text in (pair.chosen, pair.rejected)]
+            both = [self._render([*pair.prompt, answer]) for answer in answers]
+        except ValueError as error:
+            return _named(error, "bad-preference")
+        for _, mask in both:
+            starts = np.flatnonzero(mask & ~np.concatenate([[False], mask[:-1]]))
+            if not len(starts):
+                return "no-target: the template marks nothing of an answer"
+            mask[: starts[-1]] = False  # what the assistant said before is part of the prompt
+        return list(both)
+
+    def _render(self, chat: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
+        """Return a conversation's ids and the mask of what the assistant says. Raises ValueError, `reason: detail`."""
         if found := [token for token in self.special for message in chat if token in message["content"]]:
-            return f"special-token: {found[0]} in a turn's text"
+            raise ValueError(f"special-token: {found[0]} in a turn's text")
         self.backend.encode_special_tokens = False
         rendered = self.transformers_tokenizer.apply_chat_template(
             list(chat), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
@@ -185,7 +215,17 @@ class PackPart(PartMaker):
         ids, mask = np.array(rendered["input_ids"]), np.array(rendered["assistant_masks"], dtype=bool)
         if len(ids) and ids[0] == self.eos:  # every training row begins with it anyhow
             ids, mask = ids[1:], mask[1:]
-        return (ids, mask) if mask.any() else "no-target: the template marks nothing of this conversation"
+        return ids, mask
+
+
+def _named(error: ValueError, reason: str) -> str:
+    """Return `reason: detail` of a reject; an error that names its own reason keeps it."""
+    return str(error) if str(error).startswith("special-token: ") else f"{reason}: {error}"
+
+
+def document_of(ids: np.ndarray) -> np.ndarray:
+    """Map the ids of spans to documents' ids: a rejected answer's is its document's turned over (~id)."""
+    return np.where(ids < 0, ~ids, ids)
 
 
 def held_out(key: bytes, share: float) -> Split:

@@ -23,7 +23,7 @@ class PackDescription(BaseModel):
     source: str
     """What the corpus is called in a mixture."""
     kind: str
-    """`text` or `chat`."""
+    """`text`, `chat` or `preference`."""
     vocabulary: int
     eos: int
     tokenizer: str

@@ -1,4 +1,4 @@
-"""Model presets: a name -> a transformers configuration of a published (or demo) size, and a freshly initialised model.
+"""Model presets: a name -> a transformers configuration of a published (or demo) size, and how its paper trained it.
 
 Architectures are transformers' own classes, so every checkpoint is a plain Hugging Face folder that needs no remote code.
 The sizes are those of the papers; a test counts the parameters on the meta device.
@@ -6,102 +6,102 @@ The sizes are those of the papers; a test counts the parameters on the meta devi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hornbook.errors import ModelError
 from hornbook.settings import nearest
+from training.architectures import gpt_neo, llama, phi, phi3
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
-def _phi(layers: int, width: int, heads: int, rotary_share: float, vocabulary: int, context: int) -> Callable[..., Any]:
-    """phi (arXiv 2306.11644): parallel attention and MLP behind one LayerNorm, partial rotary positions, untied head."""
+@dataclass(frozen=True)
+class Preset:
+    """A model as its paper has it.
 
-    def config(**overrides: Any) -> PreTrainedConfig:
-        from transformers import PhiConfig
+    Attributes:
+        config: makes the configuration; its arguments override fields.
+        loop: the paper's settings of the training loop, for those that a recipe leaves open.
+        repeats: how often each block runs in succession (MobileLLM-LS: 2).
+    """
 
-        values: dict[str, Any] = {
-            "vocab_size": vocabulary,
-            "hidden_size": width,
-            "intermediate_size": 4 * width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "hidden_act": "gelu_new",
-            "max_position_embeddings": context,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10_000.0,
-                "partial_rotary_factor": rotary_share,
-            },
-            "tie_word_embeddings": False,
-            "architectures": ["PhiForCausalLM"],
-        }
-        return PhiConfig(**values | overrides)
-
-    return config
+    config: Callable[..., Any]
+    loop: Mapping[str, Any] = field(default_factory=dict)
+    repeats: int = 1
 
 
-def _tinystories(layers: int, width: int) -> Callable[..., Any]:
-    """TinyStories (arXiv 2305.07759): GPT-Neo with alternating global and local (256) attention, tied embeddings."""
-
-    def config(**overrides: Any) -> PreTrainedConfig:
-        from transformers import GPTNeoConfig
-
-        values: dict[str, Any] = {
-            "vocab_size": 50_257,
-            "hidden_size": width,
-            "num_layers": layers,
-            "num_heads": 16,
-            "attention_types": [[["global", "local"], layers // 2]],
-            "window_size": 256,
-            "activation_function": "gelu_new",
-            "max_position_embeddings": 2_048,
-            "tie_word_embeddings": True,
-            "architectures": ["GPTNeoForCausalLM"],
-        }
-        return GPTNeoConfig(**values | overrides)
-
-    return config
-
-
-def _mobilellm(layers: int, width: int, heads: int, kv_heads: int, inner: int) -> Callable[..., Any]:
-    """MobileLLM (arXiv 2402.14905): deep and thin, SwiGLU, grouped queries, shared input and output embedding."""
-
-    def config(**overrides: Any) -> PreTrainedConfig:
-        from transformers import LlamaConfig
-
-        values: dict[str, Any] = {
-            "vocab_size": 32_000,
-            "hidden_size": width,
-            "intermediate_size": inner,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
-            "hidden_act": "silu",
-            "rms_norm_eps": 1e-5,
-            "max_position_embeddings": 2_048,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
-            "tie_word_embeddings": True,
-            "architectures": ["LlamaForCausalLM"],
-        }
-        return LlamaConfig(**values | overrides)
-
-    return config
+TINYSTORIES = {
+    "learning_rate": 5e-4, "betas": (0.9, 0.95), "weight_decay": 0.1, "global_batch": 1_280, "sequence_length": 512,
+    "schedule": {"kind": "constant"},
+}  # fmt: skip
+PHI_1 = {
+    "learning_rate": 1e-3, "weight_decay": 0.1, "global_batch": 1_024, "sequence_length": 2_048,
+    "schedule": {"kind": "linear", "warmup_steps": 750, "floor": 0.0},
+}  # fmt: skip
+PHI_1_5 = {
+    "learning_rate": 2e-4, "betas": (0.9, 0.98), "epsilon": 1e-7, "weight_decay": 0.1, "global_batch": 2_048,
+    "sequence_length": 2_048, "schedule": {"kind": "constant"},
+}  # fmt: skip
+MOBILELLM = {
+    "learning_rate": 5e-4, "betas": (0.9, 0.95), "epsilon": 1e-8, "weight_decay": 0.1, "global_batch": 256,
+    "sequence_length": 2_048, "schedule": {"kind": "cosine", "warmup_steps": 1_000, "floor": 0.1},
+}  # fmt: skip
+PHONELM = {
+    "learning_rate": 4e-4, "betas": (0.9, 0.95), "weight_decay": 0.1, "sequence_length": 2_048,
+    "schedule": {"kind": "cosine", "warmup_steps": 500, "floor": 0.1},
+}  # fmt: skip
+HAMMERLLM = {
+    "learning_rate": 5e-4, "global_batch": 1_024, "sequence_length": 2_048,
+    "schedule": {"kind": "cosine-clamped", "warmup_steps": 2_000, "floor": 0.1},
+}  # fmt: skip
+PHI2_ZH = {
+    "learning_rate": 5e-4, "global_batch": 128, "sequence_length": 320,
+    "schedule": {"kind": "cosine", "warmup_steps": 1_000, "floor": 0.0},
+}  # fmt: skip
 
 
-PRESETS: dict[str, Callable[..., Any]] = {
-    "phi-demo-3m": _phi(4, 192, 6, 0.5, vocabulary=4_096, context=256),
-    "phi-1-small": _phi(20, 1_024, 16, 0.5, vocabulary=51_200, context=2_048),
-    "phi-1": _phi(24, 2_048, 32, 0.5, vocabulary=51_200, context=2_048),
+def _tinystories(layers: int, width: int) -> Preset:
+    return Preset(gpt_neo(layers, width), TINYSTORIES)
+
+
+def _mobilellm(layers: int, width: int, heads: int, kv_heads: int, inner: int, repeats: int = 1) -> Preset:
+    return Preset(llama(layers, width, heads, kv_heads, inner, vocabulary=32_000, tied=True), MOBILELLM, repeats)
+
+
+def _phonelm(layers: int, width: int, heads: int, inner: int) -> Preset:
+    """Gated ReLU; every head has its own keys and values."""
+    size = (layers, width, heads, heads, inner)
+    return Preset(llama(*size, vocabulary=49_152, activation="relu", epsilon=1e-6, tied=True), PHONELM)
+
+
+PRESETS: dict[str, Preset] = {
+    "phi-demo-3m": Preset(phi(4, 192, 6, rotary=16, vocabulary=4_096, context=256)),
     "tinystories-1m": _tinystories(8, 64),
     "tinystories-3m": _tinystories(8, 128),
     "tinystories-8m": _tinystories(8, 256),
     "tinystories-28m": _tinystories(8, 512),
     "tinystories-33m": _tinystories(4, 768),
+    "phi-1-small": Preset(phi(20, 1_024, 16, rotary=32), PHI_1),
+    "phi-1": Preset(phi(24, 2_048, 32, rotary=32, dropout=0.1), PHI_1),
+    "phi-1.5": Preset(phi(24, 2_048, 32, rotary=32), PHI_1_5),
+    "phi-2": Preset(phi(32, 2_560, 32, rotary=32)),
+    "phi-3-mini": Preset(phi3(32, 3_072, 32, 32, 8_192, vocabulary=32_064)),
+    "phi-3-small": Preset(phi3(32, 4_096, 32, 8, 14_336, vocabulary=100_352)),
+    "phi-3-medium": Preset(phi3(40, 5_120, 40, 10, 17_920, vocabulary=32_064)),
     "mobilellm-125m": _mobilellm(30, 576, 9, 3, 1_536),
     "mobilellm-350m": _mobilellm(32, 960, 15, 5, 2_560),
+    "mobilellm-600m": _mobilellm(40, 1_152, 18, 6, 3_072),
+    "mobilellm-1b": _mobilellm(54, 1_280, 20, 5, 3_584),
+    "mobilellm-1.5b": _mobilellm(54, 1_600, 25, 5, 4_352),
+    "mobilellm-125m-ls": _mobilellm(30, 576, 9, 3, 1_536, repeats=2),
+    "mobilellm-350m-ls": _mobilellm(32, 960, 15, 5, 2_560, repeats=2),
+    "phonelm-0.5b": _phonelm(24, 1_024, 16, 4_864),
+    "phonelm-1.5b": _phonelm(19, 2_560, 16, 6_816),
+    "hammerllm-1.4b": Preset(llama(22, 2_048, 32, 4, 5_632, vocabulary=105_789, tied=False), HAMMERLLM),
+    "phi2-zh-0.2b": Preset(phi(16, 768, 12, rotary=32, vocabulary=35_840, context=512, inner=4_096), PHI2_ZH),
 }
 
 
@@ -113,7 +113,7 @@ def model_config(preset: str, **overrides: Any) -> PreTrainedConfig:
     """
     if preset not in PRESETS:
         raise ModelError(f"there is no model preset {preset!r}{nearest(preset, list(PRESETS))}")
-    return PRESETS[preset](**overrides)
+    return PRESETS[preset].config(**overrides)
 
 
 def build_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from hornbook.errors import RecipeError
+from hornbook.errors import DataError, RecipeError
 from hornbook.plan import derive_seed
 from hornbook.settings import Settings, nearest, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult, TokenLocation
@@ -15,6 +16,7 @@ from training.launch import locate_token, open_corpora, run_job
 from training.mixture import PhaseSettings
 from training.presets import PRESETS
 from training.settings import LoopSettings
+from training.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from training.job import Job
@@ -27,21 +29,39 @@ class PretrainSettings(Settings):
 
     preset: str = Field("phi-demo-3m", description="Name of a model preset.")
     model: dict[str, Any] = Field(default_factory=dict, description="Fields of the model's configuration to change.")
+    grow: bool = Field(
+        False, description="With a model as input: grow it to the preset's size first; it computes the same then."
+    )
     phases: tuple[PhaseSettings, ...] = Field(..., min_length=1, description="Phases in order, each with its mixture.")
     max_epochs: float = Field(4.0, gt=0, description="No source is gone through more often, all phases together.")
-    loop: LoopSettings = Field(LoopSettings(), description="How it is trained.")
+    loop: LoopSettings = Field(
+        LoopSettings(),
+        description="How it is trained; what is left open here is as in the preset's paper, if it has one.",
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        description="Another number is another draw of weights, order and dropout, all else equal; beside the recipe's seed.",
+    )
     workers: int | None = runtime(None, ge=1, description="Training workers; default: one per GPU, or two on CPUs.")
     max_failures: int = runtime(3, ge=0, description="How often dead workers are started again.")
 
 
 class Pretrain(Stage):
-    """Trains from nothing; leaves a Hugging Face folder, metrics and the last checkpoints."""
+    """Trains from nothing, or from a model; leaves a Hugging Face folder, metrics and the last checkpoints."""
 
     kind = "pretrain"
     produces = "model"
     Settings = PretrainSettings
-    inputs: ClassVar[Mapping[str, Input]] = {"tokens": Input("tokens", many=True), "tokenizer": Input("tokenizer")}
+    inputs: ClassVar[Mapping[str, Input]] = {
+        "tokens": Input("tokens", many=True),
+        "tokenizer": Input("tokenizer"),
+        "model": Input("model", optional=True),
+    }
     settings: PretrainSettings
+
+    def __init__(self, name: str, settings: PretrainSettings, seed: int) -> None:
+        super().__init__(name, with_paper_loop(settings), seed)
 
     def check(self) -> None:
         """Refuse an unknown preset."""
@@ -59,6 +79,13 @@ class Pretrain(Stage):
     def run(self, context: StageContext) -> StageResult:
         """Train, from the latest checkpoint of an earlier attempt if there is one."""
         tokenizer = context.input("tokenizer").local_folder("tokenizer")
+        if start := context.optional_input("model"):
+            if self.settings.model and not self.settings.grow:
+                raise RecipeError(
+                    f"stages.{self.name}.model: the model comes from {start.manifest.stage} as it is",
+                    "leave it out, or set grow: true",
+                )
+            require_same_words(start.local_folder("model"), tokenizer)
         return run_job(context, self._job(context), tokenizer, self.settings.workers, self.settings.max_failures)
 
     def locate_token(self, context: StageContext, step: int, row: int, position: int) -> TokenLocation:
@@ -70,14 +97,45 @@ class Pretrain(Stage):
 
         corpora = open_corpora(context, context.input("tokenizer").local_folder("tokenizer"), "text")
         vocabulary = -(-corpora[0].index.vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        own = () if self.settings.seed is None else (self.settings.seed,)
         return Job(
             settings=self.settings.loop,
             corpora=corpora,
             rows="windows",
             phases=self.settings.phases,
             max_epochs=self.settings.max_epochs,
-            seed=derive_seed(context.seed, "training"),
+            seed=derive_seed(context.seed, "training", *own),
             artifact=context.artifact,
             preset=self.settings.preset,
             overrides={"vocab_size": vocabulary} | self.settings.model,
+            start=context.optional_input("model"),
+            grow=self.settings.grow,
         )
+
+
+def require_same_words(model: Path, tokenizer: Path) -> None:
+    """Refuse a tokenizer that has other ids for a model's words; it may have more words than the model's own.
+
+    Raises:
+        DataError: naming a word.
+    """
+    known, wanted = (load_tokenizer(folder).get_vocab() for folder in (model, tokenizer))
+    for word, number in known.items():
+        if wanted.get(word) != number:
+            raise DataError(
+                f"the model's tokenizer has {word!r} as id {number}, {tokenizer} has it as {wanted.get(word)}",
+                "use the model's tokenizer, or one that only adds words to it",
+            )
+
+
+def with_paper_loop(settings: PretrainSettings) -> PretrainSettings:
+    """Return the settings with what the recipe leaves open in `loop` as the preset's paper has it.
+
+    A recipe that names a schedule takes none of the paper's.
+    """
+    if settings.preset not in PRESETS:
+        return settings
+    chosen = {name: getattr(settings.loop, name) for name in settings.loop.model_fields_set}
+    return settings.model_copy(
+        update={"loop": LoopSettings.model_validate({**PRESETS[settings.preset].loop, **chosen})}
+    )

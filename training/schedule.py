@@ -13,13 +13,18 @@ from hornbook.settings import Settings
 class ScheduleSettings(Settings):
     """How the learning rate moves from step to step."""
 
-    kind: Literal["constant", "linear", "cosine", "wsd"] = Field(
+    kind: Literal["constant", "linear", "cosine", "cosine-clamped", "wsd"] = Field(
         "cosine",
-        description="constant; linear to the floor; cosine rescaled to the floor; wsd: warm up, stay, decay linearly.",
+        description="constant; linear to the floor; cosine rescaled to the floor; cosine-clamped: cosine to zero, but never "
+        "below the floor; wsd: warm up, stay, decay.",
     )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up from zero.")
     floor: float = Field(0.1, ge=0, le=1, description="Last learning rate as a share of the peak.")
     decay_share: float = Field(0.2, gt=0, le=1, description="wsd: share of all steps that the decay takes.")
+    decay: Literal["linear", "sqrt", "1-sqrt"] = Field(
+        "linear",
+        description="wsd: shape of the decay over its share t from 0 to 1: 1 - t, the root of 1 - t, or 1 - the root of t.",
+    )
 
 
 def learning_rate_share(settings: ScheduleSettings, step: int, steps: int) -> float:
@@ -30,7 +35,7 @@ def learning_rate_share(settings: ScheduleSettings, step: int, steps: int) -> fl
         steps: all optimizer steps of the run.
 
     Warm-up reaches the peak at step `warmup_steps`; the last step stands at the floor (cosine: Loshchilov and Hutter,
-    arXiv 1608.03983; wsd: MiniCPM, arXiv 2404.06395).
+    arXiv 1608.03983; clamped: HammerLLM's program; wsd: MiniCPM, arXiv 2404.06395; 1-sqrt: Haegele et al., 2405.18392).
     """
     if step < settings.warmup_steps:
         return (step + 1) / (settings.warmup_steps + 1)
@@ -40,5 +45,10 @@ def learning_rate_share(settings: ScheduleSettings, step: int, steps: int) -> fl
     if settings.kind == "wsd":
         begin = max(begin, steps - max(1, round(settings.decay_share * steps)))
     left = 1.0 - min(max((step - begin) / max(steps - 1 - begin, 1), 0.0), 1.0)
-    share = 0.5 * (1.0 - math.cos(math.pi * left)) if settings.kind == "cosine" else left
+    cosine = 0.5 * (1.0 - math.cos(math.pi * left))
+    if settings.kind == "cosine-clamped":
+        return max(settings.floor, cosine)
+    share = cosine if settings.kind == "cosine" else left
+    if settings.kind == "wsd" and settings.decay != "linear":
+        share = math.sqrt(left) if settings.decay == "sqrt" else 1.0 - math.sqrt(1.0 - left)
     return settings.floor + (1.0 - settings.floor) * share

@@ -15,11 +15,24 @@ Precision = Literal["auto", "bf16", "fp32"]
 class LoopSettings(Settings):
     """How a model is trained, whatever on."""
 
-    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: Muon for the matrices of the blocks, AdamW for the rest, at one learning rate."
+    )
+    momentum: float = Field(0.95, ge=0, lt=1, description="Muon's.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(0.1, ge=0, description="Decay of matrices; biases and norms have none.")
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's averaging of gradients and their squares.")
     epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     clip: float = Field(1.0, gt=0, description="Largest norm of the whole gradient; longer ones are scaled down.")
+    leap: float | None = Field(
+        None, gt=1, description="A step whose gradient norm is more than this many times its running mean is left out."
+    )
+    average: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Keep a moving average of the weights with this decay; it is what the stage leaves.",
+    )
     schedule: ScheduleSettings = Field(ScheduleSettings(), description="How the learning rate moves.")
     global_batch: int = Field(32, ge=1, description="Rows per optimizer step, over all workers.")
     sequence_length: int = Field(256, ge=2, description="Tokens per row.")
@@ -32,4 +45,4 @@ class LoopSettings(Settings):
     keep_checkpoints: int = runtime(2, ge=1, description="How many checkpoints stay.")
     validate_every: int = runtime(50, ge=1, description="Steps between validations; the last step validates always.")
     validation_rows: int = Field(32, ge=0, description="Held-out rows per source in a validation.")
-    patience: int = Field(5, ge=1, description="Steps in a row with a non-finite gradient before the run stops.")
+    patience: int = Field(5, ge=1, description="Steps in a row that are left out before the run stops.")

@@ -30,7 +30,7 @@ SPLITS = ("train", "validation")
 OPEN_FILES = 128
 
 Split = Literal["train", "validation"]
-Rows = Literal["windows", "documents"]
+Rows = Literal["windows", "documents", "pairs"]
 
 SPAN_SCHEMA = pa.schema(
     [
@@ -126,12 +126,16 @@ class ShardBuilder:
 
         `trained` (bool, same shape) marks the tokens that are targets; the end-of-text token is one if the last is.
         """
-        ids = np.append(ids, self.eos).astype(token_dtype(self.vocabulary))
-        self._ids[split].append(ids)
         if self.masked:
             if trained is None:
                 raise ValueError("a masked shard needs a mask for every document")
             self._trained[split].append(np.append(trained, trained[-1:]).astype(np.uint8))
+        return self.add_whole(identifier, key, corpus, split, np.append(ids, self.eos))
+
+    def add_whole(self, identifier: int, key: bytes, corpus: str, split: Split, ids: np.ndarray) -> int:
+        """Append a document as it is, its end-of-text token (if it has one) included; returns its token count."""
+        ids = ids.astype(token_dtype(self.vocabulary))
+        self._ids[split].append(ids)
         self._spans.append(
             {"id": identifier, "key": key, "corpus": corpus, "split": split, "start": self._next[split]}
             | {"tokens": len(ids)}
@@ -218,7 +222,8 @@ class TokenSource:
         split: `train` or `validation`.
         sequence_length: T; a row has T+1 tokens (inputs and targets overlap in all but one).
         rows: `windows` cuts the concatenation every T tokens; `documents` gives each document its own row, begun by the
-            end-of-text token (which opens every document in windows, too), cut or padded to T+1.
+            end-of-text token (which opens every document in windows, too), cut or padded to T+1; `pairs` does so with
+            two documents at a time, which are read and counted together.
         index: the shards; default: the index file in the folder.
 
     Raises:
@@ -246,12 +251,12 @@ class TokenSource:
         self._ends = np.cumsum([shard.count for shard in self._shards], dtype=np.int64)
         self._open = lru_cache(maxsize=OPEN_FILES)(self._map)
         self._spans = lru_cache(maxsize=OPEN_FILES)(self._read_spans)
-        self._starts = self._document_starts() if rows == "documents" else np.empty(0, dtype=np.int64)
+        self._starts = self._document_starts() if rows != "windows" else np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        if self.rows == "documents":
-            return max(0, len(self._starts) - 1)
+        if self.rows != "windows":
+            return max(0, len(self._starts) - 1) // self.rows_per_draw
         return max(0, (self.tokens - 1) // self.sequence_length)
 
     @property
@@ -260,18 +265,26 @@ class TokenSource:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     @property
+    def rows_per_draw(self) -> int:
+        """Rows of T+1 tokens that one number of a sequence stands for."""
+        return 2 if self.rows == "pairs" else 1
+
+    @property
     def masked(self) -> bool:
         """Whether some tokens are not trained on."""
-        return self.rows == "documents" or any(shard.mask for shard in self._shards)
+        return self.rows != "windows" or any(shard.mask for shard in self._shards)
 
     def read(self, sequences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (tokens, trained) of the rows `sequences`.
 
-        tokens: int64 of shape (rows, T+1). trained: bool of the same shape, whether a token may be a target.
+        tokens: int64 of shape (rows, T+1), of pairs (2 rows, T+1). trained: bool of the same shape, whether a token may be
+        a target.
 
         Raises:
             DataError: an id lies outside the vocabulary (the file is named).
         """
+        if self.rows == "pairs":
+            sequences = (2 * np.asarray(sequences)[:, None] + np.arange(2)).reshape(-1)
         shape = (len(sequences), self.sequence_length + 1)
         tokens, trained = np.full(shape, self.eos, dtype=np.int64), np.zeros(shape, dtype=bool)
         for row, sequence in enumerate(np.asarray(sequences)):
@@ -282,12 +295,14 @@ class TokenSource:
     def locate(self, sequence: int, position: int) -> Location:
         """Return the document that the input token at `position` (0 to T-1) of a row belongs to, and where in it.
 
+        Of a pair: in the chosen answer's row; both come from one document.
+
         Raises:
             IndexError: no such row, or the position is padding.
         """
         if not 0 <= sequence < len(self):
             raise IndexError(f"row {sequence} of {len(self)}")
-        start, stop, at = self._range(sequence)
+        start, stop, at = self._range(sequence * self.rows_per_draw)
         token = start + max(position - at, 0)
         if token >= stop:
             raise IndexError(f"position {position} of row {sequence} is padding")
@@ -301,7 +316,7 @@ class TokenSource:
 
     def _range(self, sequence: int) -> tuple[int, int, int]:
         """Return a row's first token, the one after its last, and where in the row they go."""
-        if self.rows == "documents":
+        if self.rows != "windows":
             start, stop = int(self._starts[sequence]), int(self._starts[sequence + 1])
             return start, min(stop, start + self.sequence_length), 1
         start = sequence * self.sequence_length

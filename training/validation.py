@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from training.loader import inputs_and_targets, microbatches, share
-from training.loss import IGNORED
+from training.loader import countable, inputs_and_targets, microbatches, share, with_references
 from training.model import LanguageModel
 from training.parallel import World, reshard
 from training.shards import TokenSource
@@ -20,40 +19,57 @@ class Validation:
     """Callable: the mean loss of each source.
 
     Args:
-        sources: held-out rows by name; those without a whole row are left out.
+        sources: held-out rows (or pairs) by name; those without a whole row are left out.
         rows: at most this many per source, spread evenly.
         microbatch: rows per forward pass.
+
+    Attributes:
+        figures: means of what a model sums up beside its loss, by figure and source; of the last call.
     """
 
     def __init__(self, sources: Mapping[str, TokenSource], rows: int, microbatch: int) -> None:
         self._microbatch = microbatch
         self._batches = {}
+        self.figures: dict[str, dict[str, float]] = {}
         for name, source in sources.items():
             count = min(rows, len(source))
             if count:
                 chosen = np.arange(count) * len(source) // count
-                self._batches[name] = inputs_and_targets(*source.read(chosen))
+                self._batches[name] = chosen, source.rows_per_draw, *inputs_and_targets(*source.read(chosen))
 
     @torch.no_grad()
-    def __call__(self, model: LanguageModel, world: World) -> dict[str, float]:
-        """Return the mean cross entropy in nats per token by source; every rank computes its share of the rows."""
+    def __call__(
+        self, model: LanguageModel, world: World, references: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, float]:
+        """Return the mean loss by source, in nats per token or pair; every rank computes its share of the rows.
+
+        `references`: of pairs, by source: float32 (pairs, 2).
+        """
         model.eval()
-        losses = {}
-        for name, (inputs, targets) in self._batches.items():
-            low, high = share(len(inputs), world.rank, world.size)
-            most = math.ceil(len(inputs) / world.size)  # rows of the largest share
-            sums = torch.zeros(2, dtype=torch.float64, device=world.device)
-            for tokens, wanted in self._passes(inputs[low:high], targets[low:high], most):
-                sums[0] += model(tokens.to(world.device), wanted.to(world.device))
-                sums[1] += (wanted != IGNORED).sum()
+        names = tuple(getattr(model, "figures", ()))
+        losses: dict[str, float] = {}
+        self.figures = {figure: {} for figure in names}
+        for name, (chosen, each, inputs, targets) in self._batches.items():
+            low, high = share(len(chosen), world.rank, world.size)
+            most = math.ceil(len(chosen) / world.size)  # rows of the largest share
+            own = slice(low * each, high * each)
+            passes = list(
+                microbatches(
+                    inputs[own], targets[own], self._microbatch * each, math.ceil(most / self._microbatch), each
+                )
+            )
+            tensors: list[tuple[torch.Tensor, ...]] = list(passes)
+            if references is not None:
+                tensors = with_references(tensors, references[name][chosen[low:high]])
+            sums = torch.zeros(2 + len(names), dtype=torch.float64, device=world.device)
+            for microbatch in tensors:
+                sums[1:] += model(*(tensor.to(world.device) for tensor in microbatch))
+                sums[0] += countable(microbatch[1].numpy(), each)
             dist.all_reduce(sums)
-            if sums[1] > 0:
-                losses[name] = (sums[0] / sums[1]).item()
+            if sums[0] > 0:
+                losses[name], *more = (sums[1:] / sums[0]).tolist()
+                for figure, value in zip(names, more, strict=True):
+                    self.figures[figure][name] = value
         reshard(model)
         model.train()
         return losses
-
-    def _passes(
-        self, inputs: np.ndarray, targets: np.ndarray, most: int
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return microbatches(inputs, targets, self._microbatch, math.ceil(most / self._microbatch))

@@ -1,0 +1,103 @@
+"""What both ways of tuning share: a model and packed rows in, epochs over them, a tuned model out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from hornbook.plan import derive_seed
+from hornbook.settings import Settings, runtime
+from hornbook.stage import Expected, Input, Stage, StageContext, StageResult, TokenLocation
+from training.launch import locate_token, open_corpora, run_job
+from training.low_rank import LoraSettings
+from training.mixture import PhaseSettings
+from training.schedule import ScheduleSettings
+from training.settings import LoopSettings
+from training.shards import Rows
+
+if TYPE_CHECKING:
+    from training.job import Job, Preference
+
+
+class TuningLoopSettings(LoopSettings):
+    """The loop's settings with a tuner's defaults."""
+
+    schedule: ScheduleSettings = Field(
+        ScheduleSettings(kind="cosine", warmup_steps=5), description="How the learning rate moves."
+    )
+
+
+class TuningSettings(Settings):
+    """How long and how a model is tuned."""
+
+    epochs: float = Field(1.0, gt=0, description="How often each row is seen.")
+    lora: LoraSettings | None = Field(
+        None, description="Train adapters of this size only, and fold them in at the end."
+    )
+    loop: TuningLoopSettings = Field(TuningLoopSettings(), description="How it is trained.")
+    workers: int | None = runtime(None, ge=1, description="Training workers; default: one per GPU, or two on CPUs.")
+    max_failures: int = runtime(3, ge=0, description="How often dead workers are started again.")
+
+
+class Tuning(Stage):
+    """Tunes a model on packed rows.
+
+    Class attributes:
+        form: how the rows were packed.
+        rows: how they are cut.
+        documents_per_row: packed documents that one row is made of.
+    """
+
+    produces = "model"
+    inputs: ClassVar[Mapping[str, Input]] = {"model": Input("model"), "tokens": Input("tokens", many=True)}
+    settings: TuningSettings
+    form: ClassVar[str]
+    rows: ClassVar[Rows]
+    documents_per_row: ClassVar[int] = 1
+
+    def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
+        """Return the steps."""
+        rows = [found.rows for found in inputs["tokens"]]
+        if any(row is None for row in rows):
+            return Expected(unit="steps")
+        steps = self._steps(sum(row or 0 for row in rows))
+        return Expected(planned=steps, unit="steps", rows=steps)
+
+    def run(self, context: StageContext) -> StageResult:
+        """Tune, from the latest checkpoint of an earlier attempt if there is one."""
+        tokenizer = context.input("model").local_folder("model")
+        return run_job(context, self._job(context), tokenizer, self.settings.workers, self.settings.max_failures)
+
+    def locate_token(self, context: StageContext, step: int, row: int, position: int) -> TokenLocation:
+        """Return where a token came from: each row is one conversation, or one pair, in its chosen answer."""
+        return locate_token(self._job(context), step, row, position)
+
+    def preference(self) -> Preference | None:
+        """Return the settings of preference tuning, if rows are pairs."""
+        return None
+
+    def _job(self, context: StageContext) -> Job:
+        from training.job import Job
+
+        model = context.input("model")
+        corpora = open_corpora(context, model.local_folder("model"), self.form)
+        documents = [shard.documents for corpus in corpora for shard in corpus.index.splits["train"]]
+        rows = sum(count // self.documents_per_row for count in documents)
+        return Job(
+            settings=self.settings.loop,
+            corpora=corpora,
+            rows=self.rows,
+            phases=[PhaseSettings(name=self.kind, steps=self._steps(rows))],
+            max_epochs=math.ceil(self.settings.epochs) + 1,
+            seed=derive_seed(context.seed, "training"),
+            artifact=context.artifact,
+            start=model,
+            lora=self.settings.lora,
+            preference=self.preference(),
+        )
+
+    def _steps(self, rows: int) -> int:
+        return max(1, round(self.settings.epochs * rows / self.settings.loop.global_batch))
