@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from browser import browser_page, chromium  # noqa: F401 - fixtures
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from hornbook.artifact import Artifact
@@ -29,6 +31,11 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so; horn
 os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+# A law holds however long an example takes: on a busy machine any may take longer than Hypothesis allows.
+settings.register_profile("hornbook", deadline=None)
+settings.load_profile("hornbook")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The whole of the filter on a few dozen real files: read, annotate (echo judge), embed, score."""
+"""The whole of the filter on a few dozen real files: read, annotate (echo judge), train a scorer, score."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from classifiers.annotate import Annotate, AnnotateSettings
 from classifiers.embed import Embed, EmbedSettings
 from classifiers.installed_python import InstalledPython, InstalledPythonSettings
 from classifiers.quality import Quality, QualitySettings
+from classifiers.score import Score, ScoreSettings
 from hornbook.engines.interface import EngineSettings
-from hornbook.errors import DataError
+from hornbook.errors import DataError, RecipeError
 
 ECHO = EngineSettings(kind="echo")
 PACKAGES = ("jinja2", "click", "idna", "rich", "pydantic")
@@ -48,40 +49,87 @@ def chain(ray_cluster, shared_stage_context):
 
 
 def quality_stage(**settings) -> Quality:
-    return Quality("quality", QualitySettings(trees=20, **settings), seed=7)
+    return Quality("quality", QualitySettings(trees=20, rivals=False, **settings), seed=7)
+
+
+def scored_by(stage_context, chain, scorer, embeddings: bool):
+    inputs = {"documents": chain["documents"], "scorer": [scorer]}
+    if embeddings:
+        inputs["embeddings"] = chain["embeddings"]
+    return stage_context.finished(Score("scores", ScoreSettings(), seed=7), **inputs)
 
 
 def test_every_stage_accounts_for_every_document_in_order(chain, stage_context):
-    scored = stage_context.finished(quality_stage(), **chain)
+    scorer = stage_context.finished(quality_stage(), **chain)
+    scored = scored_by(stage_context, chain, scorer, embeddings=True)
     (web,), (embedded,), (annotated,) = chain["documents"], chain["embeddings"], chain["annotations"]
     assert web.manifest.counts["planned"] == 48
     for artifact in (web, embedded, annotated, scored):
         counts = artifact.manifest.counts
         assert counts["planned"] == counts["succeeded"] + counts["rejected"]
-    documents = [row for table in web.tables() for row in table.select(["id", "key", "source"]).to_pylist()]
+    documents = [row for table in web.tables() for row in table.select(["id", "key", "source", "text"]).to_pylist()]
     for attributes in (embedded, scored):
         assert [part.start for part in attributes.parts] == [part.start for part in web.parts]
         rows = [row for table in attributes.tables() for row in table.to_pylist()]
         assert [(row["id"], row["key"]) for row in rows] == [(row["id"], row["key"]) for row in documents]
+    assert [row["bytes"] for row in rows] == [len(row["text"].encode()) for row in documents]
     vectors = np.array([row["embedding"] for table in embedded.tables() for row in table.to_pylist()])
     assert vectors.shape[1] == 384 and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
-    metrics = scored.manifest.metrics
+    metrics = scorer.manifest.metrics
     assert metrics["train"] + metrics["held_out"] == annotated.manifest.counts["rows"]
+    assert json.loads(json.dumps(metrics)) == metrics
+    assert {entry.name for entry in scorer.manifest.files} == {
+        "scorer.json", "head.skops", "held_out.parquet", "threshold.json"
+    }  # fmt: skip
+    metrics = scored.manifest.metrics
     assert sum(source["documents"] for source in metrics["kept"].values()) == len(documents)
     assert sum(map(sum, metrics["histogram"]["counts"].values())) == len(documents)
     assert json.loads(json.dumps(metrics)) == metrics
-    assert {entry.name for entry in scored.manifest.files} == {"forest.skops", "threshold.json"}
+    assert [entry.name for entry in scored.manifest.files] == ["threshold.json"]
+    dial = scored.store.read_json(f"{scored.folder}/dial.json")  # beside the files: it is no content
+    assert sum(map(sum, dial["documents"])) == len(documents)
+    assert dial["held_out"]["grades"] == scorer.manifest.metrics["held_out"]
+    assert dial["chosen"] == scored.manifest.metrics["threshold"]
+
+
+def test_scores_are_the_same_with_embeddings_that_were_kept_and_without(chain, stage_context):
+    kept = {row["id"]: row["score"] for row in scores_of(stage_context, chain, embeddings=True)}
+    for row in scores_of(stage_context, chain, embeddings=False):
+        assert row["score"] == pytest.approx(kept[row["id"]], abs=0.1)  # other batches round otherwise in bfloat16
+
+
+def scores_of(stage_context, chain, embeddings: bool):
+    inputs = chain if embeddings else {name: value for name, value in chain.items() if name != "embeddings"}
+    scorer = stage_context.finished(quality_stage(), **inputs)
+    return [row for table in scored_by(stage_context, chain, scorer, embeddings).tables() for row in table.to_pylist()]
+
+
+def test_embeddings_made_otherwise_than_the_scorers_are_refused(chain, stage_context):
+    scorer = stage_context.finished(quality_stage(), **chain)
+    shorter = stage_context.finished(
+        Embed("shorter", EmbedSettings(max_tokens=16), seed=7), documents=chain["documents"]
+    )
+    with pytest.raises(RecipeError, match="shorter embeds otherwise than the scorer was trained"):
+        scored_by(stage_context, {**chain, "embeddings": [shorter]}, scorer, embeddings=True)
 
 
 def test_scoring_that_died_makes_only_what_is_missing_and_the_same(chain, stage_context):
-    scored = stage_context.finished(quality_stage(), **chain)
+    scorer = stage_context.finished(quality_stage(), **chain)
+    scored = scored_by(stage_context, chain, scorer, embeddings=True)
     digest = scored.manifest.digest
     kept = forget_parts(scored, keep=2)
-    again = stage_context.finished(quality_stage(), **chain)
+    again = scored_by(stage_context, chain, scorer, embeddings=True)
     assert again.manifest.digest == digest
     first = again.store.names(f"{again.folder}/parts")[:2]
     assert [again.store.read(f"{again.folder}/parts/{name}") for name in first] == kept
-    again.store.delete(again.folder)
+
+
+def test_training_again_gives_the_same_scorer_here_or_by_workers(chain, stage_context, monkeypatch):
+    scorer = stage_context.finished(quality_stage(), **chain)
+    digest = scorer.manifest.digest
+    scorer.store.delete(scorer.folder)
+    monkeypatch.setattr("classifiers.quality.SMALL_TRAINING", 0)
+    monkeypatch.setattr("classifiers.quality.SMALL_CORPUS", 0)
     assert stage_context.finished(quality_stage(), **chain).manifest.digest == digest
 
 
@@ -98,10 +146,12 @@ def test_annotations_of_one_class_are_refused_with_a_cure(chain, stage_context):
     assert "label_cut" in raised.value.cure
 
 
-def test_embeddings_of_other_documents_are_refused(chain, stage_context):
+def test_annotations_of_other_documents_are_refused(chain, stage_context):
     other = InstalledPython(
         "other", InstalledPythonSettings(files=48, part_rows=12, distributions=("networkx",)), seed=7
     )
-    inputs = {**chain, "documents": [stage_context.finished(other)]}
-    with pytest.raises(DataError, match="does not hold the embeddings of these documents"):
-        stage_context.finished(quality_stage(), **inputs)
+    inputs = {"documents": [stage_context.finished(other)], "annotations": chain["annotations"]}
+    with pytest.raises(DataError, match="only 0 of 30 annotations belong to these documents"):
+        stage_context.finished(quality_stage(head="ngrams"), **inputs)
+    with pytest.raises(RecipeError, match="vectors has attributes of other documents than other"):
+        stage_context.finished(quality_stage(), **inputs, embeddings=chain["embeddings"])

@@ -30,7 +30,7 @@ TEXTS = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(PIECES), max_si
 
 
 @given(TEXTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_rule_applied_to_its_own_result_changes_nothing(text):
     for name, rule in rules(EVERYTHING, title="A title"):
         once = rule(text)
@@ -40,7 +40,7 @@ def test_a_rule_applied_to_its_own_result_changes_nothing(text):
 
 
 @given(TEXTS, st.sampled_from(["NFC", "NFKC"]), st.sampled_from(["tidy", "collapse"]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_what_was_cleaned_is_in_its_normal_form_without_controls_and_not_much_longer(text, form, white_space):
     chosen = EVERYTHING.model_copy(update={"unicode": form, "white_space": white_space, "merge_title": False})
     cleaned, changed = clean(text, chosen)
@@ -51,7 +51,7 @@ def test_what_was_cleaned_is_in_its_normal_form_without_controls_and_not_much_lo
 
 
 @given(TEXTS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_characters_that_encode_nothing_wrongly_come_through(text):
     """What is printable, composed, on one line and no mojibake is left alone by the rules that are on by default."""
     plain = " ".join(unicodedata.normalize("NFC", drop_controls(text)).split())

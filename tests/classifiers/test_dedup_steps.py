@@ -1,4 +1,4 @@
-"""The steps of deduplication by themselves: candidates of large buckets, sets in little memory, clusters in batches."""
+"""The steps of deduplication by themselves: candidates of large buckets, sets in little memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from classifiers.candidates import ALL_PAIRS, NEIGHBOURS, PAIR, candidate_pairs
-from classifiers.components import Clusters
 from classifiers.sketches import BAND, slice_of, text_batches, text_hash
 from classifiers.verification import SetReader, jaccard, verified
 
@@ -20,7 +19,7 @@ def bucket(hashes: list[int], contents: list[int]) -> np.ndarray:
     return records
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 40)), max_size=60))
 def test_documents_of_different_text_in_one_bucket_are_candidates(entries: list[tuple[int, int]]) -> None:
     """Records of several bands: the same document may be in several buckets, with one text."""
@@ -86,26 +85,6 @@ def test_pairs_are_compared_in_little_memory() -> None:
             one, other = set(sets[low].tolist()), set(sets[high].tolist())
             assert similarity == len(one & other) / len(one | other)
         assert reader.most <= max(memory, max(entry.nbytes for entry in sets))
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    edges=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)).filter(lambda e: e[0] < e[1]), max_size=60),
-    batch=st.integers(1, 20),
-)
-def test_clusters_in_batches_are_those_of_all_edges(edges: list[tuple[int, int]], batch: int) -> None:
-    members = np.array(sorted({end for edge in edges for end in edge}), np.int64)
-    clusters = Clusters(members)
-    for start in range(0, len(edges), batch):
-        some = np.array(edges[start : start + batch], np.int64)
-        clusters.join(some[:, 0], some[:, 1], np.full(len(some), 0.9))
-    root = {int(entry): int(entry) for entry in members}
-    for low, high in edges:
-        a, b = root[low], root[high]
-        root = {name: min(a, b) if entry in (a, b) else entry for name, entry in root.items()}
-    records = clusters.records(None)
-    assert dict(zip(records["ordinal"].tolist(), records["first"].tolist(), strict=True)) == root
-    assert records["size"].tolist() == [list(root.values()).count(root[int(entry)]) for entry in members]
 
 
 def test_slices_ascend_with_the_hash_and_are_all_used() -> None:

@@ -136,7 +136,7 @@ HARD = st.text(alphabet=st.sampled_from("ab \"'\\\n,;[]{}<>&\tä中\U0001f600\u2
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(HARD, min_size=1, max_size=23), part_rows=st.integers(1, 9), workers=st.integers(1, 3))
 def test_what_was_written_comes_back(
     tmp_path: Path, stage_context: Any, name: str, texts: list[str], part_rows: int, workers: int

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_sample_and_scores import corpus
 
@@ -136,7 +136,6 @@ def test_every_rule_has_a_value_by_hand_and_a_place_in_the_table():
 ANYTHING = st.text(st.characters(), max_size=300) | st.text("ab \n.#\"'-{<>天\x00\ud800\\u0x/*=", max_size=300)
 
 
-@settings(deadline=None)
 @given(ANYTHING)
 def test_any_text_has_values_and_shares_lie_between_0_and_1(text: str):
     values = rule_values(text, tuple(RULES.values()))
@@ -153,7 +152,6 @@ def test_an_empty_text_breaks_the_rules_that_ask_for_something():
     ]  # fmt: skip
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from("ab"), max_size=60))
 def test_n_grams_agree_with_a_plain_count(words: list[str]):
     text = " ".join(words)

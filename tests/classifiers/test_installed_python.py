@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from classifiers.installed_python import InstalledPython, InstalledPythonSettings, ReadFiles
+from classifiers.installed_python import InstalledPython, InstalledPythonSettings, ReadFiles, dependents
 from classifiers.strata import fair_shares
 from hornbook.documents import planned_row
 from hornbook.errors import RecipeError
@@ -136,3 +136,42 @@ def test_fair_shares_add_up_and_favour_no_one():
     assert fair_shares([100, 3, 0, 50], 33) == [15, 3, 0, 15]
     assert fair_shares([2, 2], 10) == [2, 2]
     assert fair_shares([], 5) == []
+
+
+def test_packages_are_split_by_hash_and_none_stands_on_two_sides(site):
+    for number in range(12):
+        install(site, f"hb_split_{number}", {f"hb_split_{number}/m.py": module(f"y = {number}")})
+    names = tuple(f"hb_split_{number}" for number in range(12))
+
+    def packages(*between):
+        return set(stage(distributions=names, packages_between=between).plan.column("distribution").to_pylist())
+
+    low, high = packages(0.0, 0.5), packages(0.5, 1.0)
+    assert low and high and not low & high
+    assert low | high == packages(0.0, 1.0) == set(names)
+    other = InstalledPython("web", stage(distributions=names, packages_between=(0.0, 0.5)).settings, seed=4)
+    assert set(other.plan.column("distribution").to_pylist()) != low
+    with pytest.raises(RecipeError, match="no range"):
+        stage(packages_between=(0.5, 0.5)).check()
+
+
+def test_packages_are_chosen_by_how_many_others_require_them(site):
+    def require(name, *lines):
+        install(site, name, {f"{name}/m.py": module(f"z = '{name}'")})
+        path = site / f"{name}-1.0.dist-info" / "METADATA"
+        head, _, body = path.read_text().partition("\n\n")
+        path.write_text("\n".join([head, *(f"Requires-Dist: {line}" for line in lines)]) + f"\n\n{body}")
+
+    require("hb_base")
+    require("hb_one", "hb-base>=1", "hb.base ; python_version > '3'", "hb_one[more]")  # one dependent, named twice
+    require("hb_two", "HB_Base", 'hb-one ; extra == "more"')  # an extra is no requirement
+    require("hornbook", "hb-one", "hb-two")  # what hornbook happens to use
+    counts = dependents()
+    assert (counts["hb-base"], counts["hb-one"], counts["hb-two"]) == (2, 0, 0)
+    names = ("hb_base", "hb_one", "hb_two")
+
+    def chosen(**settings):
+        return set(stage(distributions=names, readmes=False, **settings).plan.column("distribution").to_pylist())
+
+    assert chosen(min_dependents=2) == {"hb_base"}
+    assert chosen(max_dependents=1) == {"hb_one", "hb_two"}

@@ -70,7 +70,7 @@ def test_a_second_language_lowers_the_score():
 
 
 @given(st.text(max_size=200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_text_gets_a_known_code_and_a_score(text):
     code, score = judged(text)
     assert (code == "und" and score == 0) or (code in known_codes() and 0 < score <= 1)

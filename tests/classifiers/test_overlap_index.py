@@ -15,7 +15,7 @@ TEXT = st.lists(WORDS, min_size=13, max_size=40).map(" ".join)
 SURROUNDING = st.text(max_size=60)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TEXT, SURROUNDING, SURROUNDING, st.data())
 def test_a_planted_run_is_found_whatever_surrounds_it(item, before, after, data):
     words = item.split()
@@ -28,7 +28,7 @@ def test_a_planted_run_is_found_whatever_surrounds_it(item, before, after, data)
     assert found == 2 and share >= 13 / len(words) - 1e-9
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(TEXT, min_size=1, max_size=3), TEXT)
 def test_a_text_is_hit_exactly_where_a_run_is_shared(items, document):
     def runs(text: str) -> set[tuple[bytes, ...]]:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_sample_and_scores import corpus
 
@@ -91,7 +91,6 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(PIECES, max_size=8).map("".join), st.booleans())
 def test_a_second_pass_finds_nothing_in_any_text(text: str, reserved: bool):
     clean, found = replaced(text, reserved=reserved)

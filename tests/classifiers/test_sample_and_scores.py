@@ -1,4 +1,4 @@
-"""Laws of the parts that need no model: the sample, excerpts, agreement, thresholds, rejected embeddings."""
+"""Laws of the parts that need no model: the sample, excerpts, agreement, rejected embeddings."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from classifiers.annotate import agreement, draw_sample, sample_ranges
 from classifiers.embed import embedded_content
 from classifiers.excerpt import excerpt
-from classifiers.quality import QualitySettings, choose_threshold
 from classifiers.strata import fair_shares
 from hornbook.artifact import Artifact
 from hornbook.documents import Document, content_key, document_id, documents_table
@@ -75,14 +73,6 @@ def test_agreement_knows_equal_opposite_and_constant_judges():
     assert agreement(scores, 5 - scores)["spearman"] == -1.0
     assert agreement(scores, np.full(5, 2.0))["spearman"] is None
     assert agreement(np.full(5, 2.0), np.full(5, 2.0))["kappa"] is None
-
-
-def test_thresholds_hit_their_target():
-    scores = np.linspace(0, 1, 101).astype(np.float32)
-    labels = scores >= 0.7
-    share = choose_threshold(scores, labels, QualitySettings(keep_share=0.25))
-    assert (scores >= share).mean() == pytest.approx(0.25, abs=0.01)
-    assert choose_threshold(scores, labels, QualitySettings(target="best-f1")) == pytest.approx(0.7, abs=0.011)
 
 
 def test_an_embedding_that_is_not_finite_is_a_reject():

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_process import run_recipe_here
 from small_corpora import beside, corpus
 
 from classifiers.beside import joined
@@ -154,6 +155,23 @@ def test_a_rule_without_a_condition_takes_the_threshold_of_the_scores(stage_cont
         select(stage_context, [{"column": "number"}], documents, [scores, other])
 
 
+def test_each_of_several_corpora_is_selected_by_its_own_rows(tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n{"text": "c"}\n')
+    (tmp_path / "two.jsonl").write_text('{"text": "c"}\n{"text": "d"}\n{"text": "a"}\n{"text": "e"}\n')
+    rules = [{"column": "kept", "is_true": True}]
+    stages: dict[str, Any] = {"unique": {"kind": "dedup", "inputs": {"documents": ["one", "two"]}}}
+    for name in ("one", "two"):
+        stages[name] = {"kind": "files", "paths": [str(tmp_path / f"{name}.jsonl")], "part_rows": 2}
+        inputs = {"documents": name, "attributes": "unique"}
+        stages[f"of-{name}"] = {"kind": "select", "inputs": inputs, "rules": rules}
+    made = run_recipe_here({"name": "both", "seed": 1, "stages": stages}, Store(str(tmp_path / "store")))
+    texts = {
+        name: [text for table in made[f"of-{name}"].tables() for text in table["text"].to_pylist()]
+        for name in ("one", "two")
+    }
+    assert texts == {"one": ["a", "b", "c"], "two": ["d", "e"]}
+
+
 def test_wrong_rules_are_refused_with_their_name(stage_context):
     store = stage_context.store
     documents = corpus(store, ROWS)
@@ -211,7 +229,7 @@ RULES = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.sampled_from(["web", "code"]), VALUE), max_size=12), RULES, st.booleans())
 def test_a_selection_is_a_plain_filter(rows, rules, keep_missing):
     def stays(source: str, value: float | None) -> bool:

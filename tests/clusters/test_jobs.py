@@ -216,7 +216,7 @@ SMALL_DEMO = [
     "stages.pretrain.loop.validation_rows=2",
     "stages.sft.epochs=0.5",
     "stages.sft.workers=1",
-    *(f"stages.{stage}.workers=1" for stage in ("embeddings", "quality")),
+    "stages.scores.workers=1",
     *(f"stages.pack-{source}.workers=1" for source in ("stories", "textbooks", "web", "questions")),
     "stages.export.sampling.max_tokens=8",
 ]
@@ -308,7 +308,7 @@ def test_the_demo_runs_as_the_two_jobs_of_the_readme_and_the_dashboard_shows_it(
     datasets = [
         found["dataset"] for job in jobs for found in asked(head, f"/api/data/datasets/{job['job_id']}")["datasets"]
     ]
-    for stage in ("stories", "textbooks", "questions", "web", "labels", "embeddings", "quality", "pack-web"):
+    for stage in ("stories", "textbooks", "questions", "web", "labels", "scores", "pack-web"):
         assert any(name.startswith(f"{stage}_") for name in datasets), datasets
     training = [job["job_id"] for job in jobs if "train-phi-style" in job["entrypoint"]]
     train_runs = [run for run in asked(head, "/api/train/v2/runs/v1")["train_runs"] if run["job_id"] in training]

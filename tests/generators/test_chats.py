@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from document_inputs import corpus
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from generators.chats import EXAMPLES, Chats, ChatSettings, one_turn, turns
@@ -139,7 +139,6 @@ def test_a_chat_that_holds_its_own_request_is_refused(tmp_path: Path) -> None:
         made.check_text(prompt, f"{CONVERSATION} {prompt.messages[-1]['content'].removeprefix(TEXT)}")
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["User: ", "Assistant: ", "Why?", "So. ", "\n", "*", ":"]), max_size=14).map("".join))
 def test_any_answer_is_turns_or_refused(text: str) -> None:
     try:

@@ -191,7 +191,7 @@ def test_a_sentence_must_stand_verbatim_but_for_spacing_and_quotes() -> None:
 WORD = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(WORD, min_size=1, max_size=20), st.integers(3, 12), st.data())
 def test_a_loop_at_the_end_is_always_found(unit: list[str], times: int, data: st.DataObject) -> None:
     times = max(times, -(-ON.loop_words // len(unit)))
@@ -201,7 +201,7 @@ def test_a_loop_at_the_end_is_always_found(unit: list[str], times: int, data: st
     assert refused(text, CheckSettings(repetition=False), language="") == ""
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(WORD, min_size=5, max_size=20, unique=True), st.integers(3, 6))
 def test_a_loop_before_a_proper_end_is_found(unit: list[str], times: int) -> None:
     """Where it makes up most of the text."""
@@ -209,7 +209,7 @@ def test_a_loop_before_a_proper_end_is_found(unit: list[str], times: int) -> Non
     assert refused(text, language="") == "repetition"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.randoms(use_true_random=False))
 def test_shuffled_words_of_an_ordinary_text_are_no_repetition(rng: random.Random) -> None:
     words = STORY.split()
@@ -266,7 +266,7 @@ def test_a_text_whose_language_is_in_doubt_passes(text: str) -> None:
     assert refused(text, language="en") == ""
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=200), st.text(max_size=20))
 def test_no_text_breaks_the_checks(text: str, required: str) -> None:
     for language in ("", "en", "xx"):

@@ -158,7 +158,7 @@ def test_a_model_behind_an_endpoint_is_asked_instead() -> None:
     assert means(kind="vllm", speculation="ngram") == ("decoding", "temperature", "prompt")
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.text("ab c.", min_size=1, max_size=30), min_size=1, max_size=40))
 def test_figures_are_shares(texts: list[str]) -> None:
     wave = Wave()

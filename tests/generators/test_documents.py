@@ -98,7 +98,7 @@ def test_a_kind_plans_rows_of_good_documents_only(tmp_path: Path, stage_context)
         strict.planned(stage_context(strict, documents=[documents], scores=[scores]))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=TEXT, count=st.integers(1, 6))
 def test_passages_are_the_text(text: str, count: int) -> None:
     passages = cut_passages(text, count)
@@ -113,7 +113,7 @@ def test_passages_end_where_paragraphs_or_sentences_do() -> None:
     assert all(passage.endswith(" ") for passage in cut_passages("words without end " * 40, 7)[:-1])
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=TEXT, characters=st.integers(1, 60))
 def test_an_extract_is_a_short_beginning(text: str, characters: int) -> None:
     found = extract(text, characters)

@@ -222,7 +222,7 @@ def test_what_is_made_to_break_the_parser_is_a_syntax_error(bomb: str) -> None:
     assert refusal(f"```python\n{BOMBS[bomb]}\n```")[0] == "syntax-error"
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text() | st.lists(st.sampled_from(["```", "```python", *GOOD.split(), "\n", " "])).map(" ".join))
 def test_any_answer_has_code_or_none(text: str) -> None:
     assert isinstance(answered_code(text), str)

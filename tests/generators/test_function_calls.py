@@ -92,7 +92,6 @@ def test_results_nest_where_types_and_formats_fit() -> None:
 # --- the plan -----------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     single=st.lists(st.integers(1, 4), min_size=1, max_size=3),
     combined=st.lists(st.integers(1, 4), min_size=1, max_size=3),
@@ -197,7 +196,7 @@ def test_what_is_learned_is_small_and_of_many_tools() -> None:
 # --- replies ------------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(row=st.integers(0, 100_000), key=st.binary(min_size=4, max_size=4))
 def test_whatever_the_schema_allows_passes_the_catalogue(row: int, key: bytes) -> None:
     stage = STAGE

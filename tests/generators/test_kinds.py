@@ -44,7 +44,7 @@ def questions(**values: Any) -> Questions:
 # --- plans --------------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**32), first=st.integers(0, 30_000_000_000))
 def test_no_two_rows_of_a_window_share_all_seeds(seed: int, first: int) -> None:
     stage = stories(seed)
@@ -163,7 +163,6 @@ WORDS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(
     question=WORDS.map(lambda words: " ".join(words).capitalize() + "?"),
     answer=WORDS.map(lambda words: " ".join(words).capitalize() + "."),
@@ -223,7 +222,6 @@ def test_how_much_of_a_pair_is_its_documents_can_be_set() -> None:
         questions().parse(ICE, text)
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_any_answer_is_parsed_or_refused(text: str) -> None:
     try:
@@ -237,7 +235,6 @@ def test_any_answer_is_parsed_or_refused(text: str) -> None:
 # --- replies that were cut ----------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="ab .!?\"')”\n", max_size=60))
 def test_the_last_sentence_is_whole(text: str) -> None:
     cut = to_last_sentence(text)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from generators.judge import grades_of, load_asking
@@ -175,7 +175,6 @@ VALUE = st.one_of(
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["reason", "salt", "herbs", "colour", "more"]), VALUE),
     st.fixed_dictionaries({"salt": st.floats(-1.2, 1.2), "herbs": st.integers(-1, 4)}),
@@ -192,7 +191,6 @@ def test_it_is_read_exactly_where_the_schema_allows_it(odd: dict[str, Any], even
             assert grades.score("herbs") == answer["herbs"]
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_any_answer_is_read_or_refused(text: str) -> None:
     assert reason_of(asking(OWN), text) in ("empty", "invalid-json", "out-of-range")

@@ -31,14 +31,18 @@ def test_the_example_recipes_are_right() -> None:
     )  # fmt: skip
 
 
-CLASSIFIERS = [
+WITH_EXAMPLES = [
     "classifiers.md",
-    *sorted(f"classifiers/{path.name}" for path in (ROOT / "docs/classifiers").glob("*.md")),
+    *sorted(
+        f"{folder}/{path.name}"
+        for folder in ("classifiers", "training")
+        for path in (ROOT / "docs" / folder).glob("*.md")
+    ),
 ]
 
 
-@pytest.mark.parametrize("page", CLASSIFIERS)
-def test_the_classifiers_examples_are_right(page: str) -> None:
+@pytest.mark.parametrize("page", WITH_EXAMPLES)
+def test_the_pages_examples_are_right(page: str) -> None:
     stages = [
         (f"{page}: {name}", dict(entry))
         for block in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)

@@ -34,7 +34,7 @@ def jaccard(one: str, other: str) -> float:
     return len(one_set & other_set) / len(one_set | other_set)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=12))
 def test_an_identical_text_is_always_found(texts: list[str]) -> None:
     index = NearDuplicates()

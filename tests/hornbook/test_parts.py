@@ -47,7 +47,7 @@ def test_ranges_cut_the_plan_without_gaps(rows: int, size: int) -> None:
     assert all(1 <= len(part) <= size for part in ranges)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows=st.integers(1, 40), seed=st.integers(0, 99), copies=st.integers(1, 3))
 def test_every_planned_unit_is_kept_rejected_or_empty(
     tmp_path_factory: pytest.TempPathFactory, rows: int, seed: int, copies: int

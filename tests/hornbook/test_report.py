@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hornbook.artifact import Artifact, artifact_folder, finish_artifact
@@ -347,7 +347,6 @@ def test_long_curve_stays_small_and_quick(run: SampleRun) -> None:
 finite = st.floats(-1e6, 1e6)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(finite, finite), min_size=1, max_size=30))
 def test_lines_stay_inside_the_chart(points: list[tuple[float, float]]) -> None:
     points.sort()
@@ -357,7 +356,6 @@ def test_lines_stay_inside_the_chart(points: list[tuple[float, float]]) -> None:
             assert 0 <= float(attributes["cx"] or -1) <= 760 and 0 <= float(attributes["cy"] or -1) <= 320
 
 
-@settings(deadline=None)
 @given(finite, finite)
 def test_ticks_cover_the_range_in_few_steps(low: float, high: float) -> None:
     low, high = min(low, high), max(low, high)
@@ -425,3 +423,31 @@ def test_the_diversity_of_a_steered_corpus_is_shown_before_and_after() -> None:
     assert shown["mean cosine between texts"] == [0.61, 0.42] and found["compared"] == 90
     assert [wave["duplicates"] for wave in found["waves"]] == [0.0234, 0.0078]
     assert "polyline" in str(found["chart"]) or "path" in str(found["chart"])
+
+
+def test_graded_documents_have_a_section_that_says_who_agrees_with_whom(whole: SampleRun) -> None:
+    spread = {"documents": 12, "mean": 2.5, "lowest": 0.25, "highest": 4.75, "corpus_mean": 1.75}
+    with_judge = {
+        "of": "people and judge",
+        "first": EVIL,
+        "second": "labels",
+        "documents": 9,
+        "spearman": 0.625,
+        "kappa": None,
+        "exact": 0.5,
+        "within_one": 0.75,
+        "bias": -0.375,
+    }
+    metrics = {
+        "graders": {"anna": 12, "ben": 3},
+        "agreement_of_graders": [{**with_judge, "of": "two people", "documents": 3}],
+        "agreement_with_judge": with_judge,
+        "scores": spread,
+        "scores_by_source": {"books": spread, "forum": {**spread, "documents": 4}},
+        "warnings": ["two lines count for nothing"],
+    }
+    whole.stage("people", "labels", "classifiers", "attributes", metrics=metrics)
+    page = whole.write()
+    assert "graded" in page.ids() and "Grades: people anna graded 12 ben graded 3 Two lines count" in page.text
+    assert f"people and judge {EVIL} / labels 9 0.62 – 50% 75% -0.38" in page.text.replace("−", "-")
+    assert "forum 4 2.50 1.75 0.25 – – – 4.75" in page.text

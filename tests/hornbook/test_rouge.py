@@ -31,7 +31,6 @@ def plain_rouge(left: str, right: str) -> float:
     return 2 * recall * precision / (recall + precision)
 
 
-@settings(deadline=None)
 @given(FEW_WORDS, FEW_WORDS)
 def test_the_bits_count_what_the_table_counts(left: list[str], right: list[str]) -> None:
     assert longest_common_subsequence(left, right) == plain_lcs(left, right)
@@ -46,7 +45,7 @@ def test_known_values() -> None:
     assert words_of("Où est l'hôtel_7?") == ["où", "est", "l", "hôtel", "7"]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(TEXTS, max_size=25), TEXTS, st.sampled_from([0.0, 0.3, 0.5, 0.6, 0.75, 0.8, 0.9, 0.999, 1.0]))
 def test_the_window_finds_what_comparing_with_each_finds(texts: list[str], text: str, most: float) -> None:
     similar = SimilarTexts(most, window=20)

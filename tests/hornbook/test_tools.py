@@ -225,7 +225,6 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(JSON_VALUES)
 def test_anything_is_judged(value: Any) -> None:
     known = catalogue()
@@ -267,7 +266,7 @@ CALLS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(CALLS)
 def test_calls_survive_every_form(calls: list[dict[str, Any]]) -> None:
     known = catalogue()
@@ -354,7 +353,6 @@ def test_other_texts_are_no_calls(form: Form, text: str) -> None:
         parse_calls(text, form)
 
 
-@settings(deadline=None)
 @given(st.sampled_from(FORMS), st.text() | st.text('$result0 = f(a="b", c=[1]){}:\n\'\\'))
 def test_any_text_is_read_or_refused(form: Form, text: str) -> None:
     try:

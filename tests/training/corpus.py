@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from hornbook.artifact import Artifact, finish_artifact
-from hornbook.chat import chat_meta, plain_text
+from hornbook.chat import Message, chat_meta, plain_text
 from hornbook.documents import Document, content_key, document_id, documents_table
 from hornbook.parts import PartContent, PartRange, commit_part
+from hornbook.preference import Preference, preference_meta, preference_text
 from hornbook.store import Store
 
 STANDARD_LIBRARY = Path(json.__file__).parent.parent
@@ -40,6 +41,22 @@ def chat_documents(count: int) -> list[Document]:
         )
         for row, chat in enumerate(chats)
     ]
+
+
+def preference_documents(count: int) -> list[Document]:
+    """Return pairs of answers about sums: a sum is preferred to a refusal; the assistant spoke before."""
+    found = []
+    for number in range(count):
+        prompt = (
+            Message(role="user", content="Hello."),
+            Message(role="assistant", content="Good day."),
+            Message(role="user", content=f"What is {number} plus {number}?"),
+        )
+        pair = Preference(prompt, f"It is {2 * number}.", f"I do not know {number}.")
+        key = content_key(str(pair).encode())
+        text, meta = preference_text(pair), preference_meta(pair)
+        found.append(Document(document_id(number), key, text, "sums", "preference", meta=meta))
+    return found
 
 
 def corpus(store: Store, stage: str, documents: list[Document]) -> Artifact:

@@ -68,7 +68,9 @@ def machine(folder: Path, rank: int) -> Path:
     return folder / f"machine-{rank}"
 
 
-def work(folder: Path, rank: int, world: int, port: int, pause: float, archive: Archive | None) -> None:
+def work(
+    folder: Path, rank: int, world: int, port: int, pause: float, archive: Archive | None, changes: dict[str, Any]
+) -> None:
     """Be one worker: train with a pause after each step, so that a test can kill or stop in between.
 
     With an archive each rank is alone on a machine, whose disk no other one sees.
@@ -77,9 +79,8 @@ def work(folder: Path, rank: int, world: int, port: int, pause: float, archive: 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(local_rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     here = join_world()
-    settings = LoopSettings(
-        global_batch=GLOBAL_BATCH, sequence_length=LENGTH, microbatch=2, checkpoint_every=4, validate_every=6
-    )
+    values = {"global_batch": GLOBAL_BATCH, "sequence_length": LENGTH, "microbatch": 2, "checkpoint_every": 4}
+    settings = LoopSettings.model_validate({**values, "validate_every": 6, **changes})
     train(
         settings, small_model(), open_loader(folder), open_data(folder, "validation"),
         (machine(folder, rank) if archive else folder) / "run", here, seed=0,
@@ -88,15 +89,17 @@ def work(folder: Path, rank: int, world: int, port: int, pause: float, archive: 
     leave_world()
 
 
-def start(folder: Path, world: int, pause: float = 0.0, archive: Archive | None = None) -> list[BaseProcess]:
-    """Start the workers of the run, forked from a server that has the imports behind it."""
+def start(
+    folder: Path, world: int, pause: float = 0.0, archive: Archive | None = None, **changes: Any
+) -> list[BaseProcess]:
+    """Start the workers of the run, forked from a server that has the imports behind it; `changes` are settings."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["small_run"])
     processes: list[BaseProcess] = [
-        context.Process(target=work, args=(folder, rank, world, port, pause, archive)) for rank in range(world)
+        context.Process(target=work, args=(folder, rank, world, port, pause, archive, changes)) for rank in range(world)
     ]
     for process in processes:
         process.start()

@@ -13,10 +13,11 @@ from small_run import open_data, open_loader, small_model, write_data
 from hornbook.errors import TrainingError
 from training.checkpoint import latest
 from training.loader import Loader
-from training.loop import make_optimizer, train
+from training.loop import train
 from training.metrics import MetricsFile, read_metrics
 from training.mixture import Mixture, PhaseSettings
 from training.model import LanguageModel
+from training.optimizer import Average, Guard, make_optimizer
 from training.parallel import World, join_world, leave_world
 from training.presets import build_model, model_config
 from training.schedule import ScheduleSettings
@@ -134,3 +135,40 @@ def test_metrics_hold_each_step_once(tmp_path: Path) -> None:
     file = MetricsFile(path, 2)
     file.append({"step": 3, "attempt": 2})
     assert [(row["step"], row["attempt"]) for row in read_metrics(path)] == [(1, 1), (2, 1), (3, 2)]
+
+
+def test_a_guard_leaves_out_leaps_once_it_knows_the_usual() -> None:
+    guard = Guard(leap=3.0)
+    assert all(guard.passes(1.0, norm) for norm in [9.0] + [1.0] * 40)  # a large first one is usual
+    usual = guard.mean
+    assert not guard.passes(1.0, 4 * usual) and (guard.skipped, guard.in_a_row, guard.mean) == (1, 1, usual)
+    assert not guard.passes(float("nan"), 1.0) and guard.in_a_row == 2
+    other = Guard(leap=3.0)
+    other.restore(guard.counters())
+    assert other == guard and other.passes(1.0, 1.0) and other.in_a_row == 0
+    assert Guard().passes(1.0, 1e9)
+
+
+def test_muon_takes_the_matrices_of_blocks_only(world: World) -> None:
+    model = small_model()
+    adamw, muon = make_optimizer(model, settings(optimizer="muon")).parts
+    by_muon = {id(p) for group in muon.param_groups for p in group["params"]}
+    named = {name for name, parameter in model.named_parameters() if id(parameter) in by_muon}
+    assert named == {name for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2}
+    assert {"model.lm_head.weight", "model.model.embed_tokens.weight"}.isdisjoint(named)
+    assert sum(len(group["params"]) for part in (adamw, muon) for group in part.param_groups) == len(
+        list(model.parameters())
+    )
+
+
+def test_the_average_is_what_its_formula_says(folder: Path, world: World) -> None:
+    model = small_model()
+    average = Average(model, 0.75)
+    first = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1.0
+    average.update(model)
+    for name, weights in average.weights.items():
+        torch.testing.assert_close(weights, first[name] + 0.25)
+    assert not Average(model, None).weights

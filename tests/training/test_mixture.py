@@ -20,7 +20,7 @@ def phase(steps: int, **weights: float) -> PhaseSettings:
     return PhaseSettings(name=f"phase of {steps}", steps=steps, weights=weights)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     weights=st.lists(st.floats(0, 10), min_size=3, max_size=3).filter(lambda values: sum(values) > 0.01),
     steps=st.integers(1, 40),

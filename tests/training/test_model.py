@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
+from transformers import AutoModelForCausalLM
 
 from hornbook.errors import ModelError
 from training.document_mask import document_attention, document_numbers, document_positions
+from training.flops import flops_per_token
+from training.layer_sharing import share_blocks
 from training.loss import IGNORED, chunked_cross_entropy
 from training.model import LanguageModel
 from training.presets import build_model, count_parameters, model_config
@@ -21,6 +24,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "mobilellm-125m": {
         "hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1,
         "num_hidden_layers": 2,
+    },
+    "phonelm-0.5b": {
+        "hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 3, "num_key_value_heads": 3,
+        "num_hidden_layers": 2,
+    },
+    "phi-3-mini": {
+        "hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1,
+        "num_hidden_layers": 2, "pad_token_id": None,
     },
 }  # fmt: skip
 
@@ -36,13 +47,29 @@ def small(request: pytest.FixtureRequest) -> Iterator[Any]:
     [
         ("phi-demo-3m", 3_355_264),
         ("tinystories-1m", 3_745_984),
+        ("phi-1-small", 356_794_368),
+        ("phi-2", 2_779_683_840),
+        ("phi-3-mini", 3_821_079_552),
         ("mobilellm-125m", 124_635_456),
         ("mobilellm-350m", 345_355_200),
-        ("phi-1-small", 356_794_368),
+        ("mobilellm-600m", 603_188_352),
+        ("mobilellm-1b", 1_005_461_760),
+        ("mobilellm-1.5b", 1_511_188_800),
+        ("mobilellm-125m-ls", 124_635_456),
+        ("mobilellm-350m-ls", 345_355_200),
+        ("phonelm-0.5b", 509_658_112),
+        ("phonelm-1.5b", 1_618_593_280),
+        ("hammerllm-1.4b", 1_402_288_128),
+        ("phi2-zh-0.2b", 193_651_200),
     ],
 )
 def test_presets_have_their_exact_size(preset: str, parameters: int) -> None:
     assert count_parameters(model_config(preset)) == parameters
+
+
+def test_the_larger_presets_have_their_rounded_size() -> None:
+    for preset, billions in {"phi-1": 1.4, "phi-1.5": 1.4, "phi-3-small": 7.8, "phi-3-medium": 14.0}.items():
+        assert count_parameters(model_config(preset)) / 1e9 == pytest.approx(billions, abs=0.05)
 
 
 def test_presets_are_named_and_initialised_by_seed() -> None:
@@ -119,3 +146,28 @@ def test_document_numbers_positions_and_attention() -> None:
     assert [row.nonzero().flatten().tolist() for row in allowed] == [
         [0], [0, 1], [2], [2, 3], [2, 3, 4], [5], [6], [6, 7]
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", ["phi-1-small", "mobilellm-125m", "tinystories-33m", "hammerllm-1.4b"])
+def test_flops_are_those_of_the_formula(preset: str) -> None:
+    config = model_config(preset)
+    with torch.device("meta"):
+        model = LanguageModel(AutoModelForCausalLM.from_config(config), eos=0)
+    embeddings = sum(
+        p.numel() for name, p in model.named_parameters() if "embed" in name or ".wte" in name or ".wpe" in name
+    )
+    vectors = sum(p.numel() for p in model.parameters() if p.ndim == 1)
+    everything = sum(p.numel() for p in model.parameters())
+    head = config.vocab_size * config.hidden_size if config.tie_word_embeddings else 0  # tied: looked up and multiplied
+    layers = config.num_hidden_layers
+    expected = 6 * (everything - embeddings - vectors + head) + 12 * layers * config.hidden_size * 2_048
+    assert flops_per_token(model, 2_048) == expected
+
+
+def test_blocks_that_run_twice_take_twice_the_arithmetic() -> None:
+    size = SMALL["mobilellm-125m"]
+    plain = LanguageModel(build_model(model_config("mobilellm-125m", vocab_size=97, **size), 1), eos=0)
+    head = 6 * 97 * 48
+    once = flops_per_token(plain, 64) - head
+    twice = flops_per_token(LanguageModel(share_blocks(plain.model, 2), eos=0), 64) - head
+    assert twice == 2 * once

@@ -46,10 +46,11 @@ RECIPE: dict[str, Any] = {
             "kind": "quality", "trees": 20,
             "inputs": {"documents": "web", "embeddings": "vectors", "annotations": "grades"},
         },
+        "scores": {"kind": "score", "inputs": {"documents": "web", "embeddings": "vectors", "scorer": "quality"}},
         "tokenizer": {"kind": "tokenizer", "inputs": {"documents": ["web"]}, "vocabulary": 512},
         "pack": {
             "kind": "pack", "source": "web", "validation_share": 0.2,
-            "inputs": {"documents": "web", "tokenizer": "tokenizer", "scores": "quality"},
+            "inputs": {"documents": "web", "tokenizer": "tokenizer", "scores": "scores"},
         },
         "pretrain": {
             "kind": "pretrain", "inputs": {"tokens": ["pack"], "tokenizer": "tokenizer"}, "model": MODEL,

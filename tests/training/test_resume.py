@@ -143,6 +143,31 @@ def test_other_numbers_of_workers_continue_with_the_same_batches(
     assert rows[-1]["validation"] == pytest.approx(expected[-1]["validation"], abs=0.02)
 
 
+@pytest.mark.slow
+def test_muon_the_average_and_the_guard_continue_bit_for_bit(tmp_path: Path) -> None:
+    changes = {"optimizer": "muon", "average": 0.8, "leap": 50.0, "precision": "fp32"}
+    whole, stopped, wider = tmp_path / "whole", tmp_path / "stopped", tmp_path / "wider"
+    for folder in (whole, stopped, wider):
+        write_data(folder)
+    finish(start(whole, 1, **changes))
+    processes = start(stopped, 1, pause=0.2, **changes)
+    wait_for_step(stopped, 5, processes)
+    (stopped / "stop").touch()
+    finish(processes)
+    assert 5 <= metrics(stopped)[-1]["step"] < STEPS
+    (stopped / "stop").unlink()
+    finish(start(stopped, 1, **changes))
+    assert deterministic(metrics(stopped)) == deterministic(metrics(whole))
+    last = {folder: latest(folder / "run" / "checkpoints") for folder in (whole, stopped)}
+    digests = {folder: [digest for _, digest in found.files.values()] for folder, found in last.items()}
+    assert digests[whole] == digests[stopped] and last[whole].extra == last[stopped].extra
+    assert last[whole].extra["steps"] == STEPS and last[whole].extra["mean"] > 0
+    finish(start(wider, 2, **changes))  # whose shards of a matrix Muon must see whole
+    losses = [[row["loss"] for row in metrics(folder)] for folder in (whole, wider)]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+    assert losses[0][-1] < losses[0][0]
+
+
 def test_a_torn_checkpoint_is_passed_over(uninterrupted: Path) -> None:
     folder = uninterrupted / "run" / "checkpoints"
     whole = latest(folder)

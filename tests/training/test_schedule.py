@@ -12,7 +12,7 @@ from training.schedule import ScheduleSettings, learning_rate_share
 STEPS = 101
 
 
-def shares(kind: str, warmup: int = 0, **options: float) -> list[float]:
+def shares(kind: str, warmup: int = 0, **options: float | str) -> list[float]:
     settings = ScheduleSettings(kind=kind, warmup_steps=warmup, **options)  # type: ignore[arg-type]
     return [learning_rate_share(settings, step, STEPS) for step in range(STEPS)]
 
@@ -22,11 +22,15 @@ def test_closed_forms() -> None:
     assert shares("linear", floor=0.2) == pytest.approx([1 - 0.8 * step / 100 for step in range(STEPS)])
     cosine = [0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / 100)) for step in range(STEPS)]
     assert shares("cosine", floor=0.1) == pytest.approx(cosine)
+    clamped = [max(0.1, 0.5 * (1 + math.cos(math.pi * step / 100))) for step in range(STEPS)]
+    assert shares("cosine-clamped", floor=0.1) == pytest.approx(clamped)
     wsd = shares("wsd", floor=0.0, decay_share=0.2)
     assert wsd[:82] == [1.0] * 82 and wsd[-1] == 0.0 and wsd[91] == pytest.approx(1 - 10 / 19)
+    assert shares("wsd", floor=0.0, decay="sqrt")[91] == pytest.approx(math.sqrt(1 - 10 / 19))
+    assert shares("wsd", floor=0.0, decay="1-sqrt")[91] == pytest.approx(1 - math.sqrt(10 / 19))
 
 
-@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "wsd"])
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "cosine-clamped", "wsd"])
 def test_warm_up_reaches_the_peak_and_the_last_step_the_floor(kind: str) -> None:
     found = shares(kind, warmup=9, floor=0.3)
     assert found[:9] == pytest.approx([(step + 1) / 10 for step in range(9)]) and found[9] == pytest.approx(1.0)
@@ -34,7 +38,7 @@ def test_warm_up_reaches_the_peak_and_the_last_step_the_floor(kind: str) -> None
     assert all(left >= right for left, right in pairwise(found[9:]))
 
 
-@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "wsd"])
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "cosine-clamped", "wsd"])
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_short_runs_stay_in_bounds(kind: str, steps: int) -> None:
     settings = ScheduleSettings(kind=kind, warmup_steps=3)  # type: ignore[arg-type]

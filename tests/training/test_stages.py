@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpus import chat_documents, corpus, finish, python_documents
+from corpus import chat_documents, corpus, finish, preference_documents, python_documents
 
 from hornbook.artifact import THRESHOLD, Artifact
 from hornbook.errors import DataError, RecipeError, Stopped
@@ -16,13 +16,14 @@ from hornbook.events import Events
 from hornbook.settings import validate
 from hornbook.stage import Stage, StageContext
 from hornbook.store import Store
+from training.dpo import Dpo
 from training.metrics import read_metrics
 from training.pack import Pack
 from training.packed import describe, shard_index
-from training.pretrain import Pretrain
+from training.pretrain import Pretrain, require_same_words
 from training.sft import Sft
 from training.shards import TokenSource
-from training.tokenizer import TokenizerStage
+from training.tokenizer import TokenizerStage, load_tokenizer
 
 DOCUMENTS, CHATS = 60, 40
 LOOP = {
@@ -190,7 +191,7 @@ def test_chat_is_trained_on_answers_only(tokenizer: Artifact, packed_chat: Artif
         assert loaded.decode(row).startswith("<|endoftext|><|user|>\nWhat is ")
 
 
-def test_pretraining_leaves_a_model_that_learned(pretrained: Artifact) -> None:
+def test_pretraining_leaves_a_model_that_learned(pretrained: Artifact, packed: Artifact) -> None:
     from transformers import AutoModelForCausalLM
 
     metrics = pretrained.manifest.metrics
@@ -198,6 +199,10 @@ def test_pretraining_leaves_a_model_that_learned(pretrained: Artifact) -> None:
     assert [row["step"] for row in rows] == list(range(1, 11)) and metrics["steps"] == 10
     assert rows[-1]["validation"]["web"] < rows[4]["validation"]["web"]
     assert metrics["tokens"] == 10 * 4 * 64 and metrics["mixture"][0]["sequences"] == 40
+    counts = packed.manifest.counts
+    tokens_per_byte = counts["validation_tokens"] / counts["validation_bytes"]
+    assert metrics["bits_per_byte"]["web"] == pytest.approx(metrics["validation"]["web"] / np.log(2) * tokens_per_byte)
+    assert 1 < 1 / tokens_per_byte < 8
     model = AutoModelForCausalLM.from_pretrained(pretrained.local_folder() / "model")
     assert sum(parameter.numel() for parameter in model.parameters()) == metrics["parameters"]
     assert not any("ray-train" in name for name, _ in pretrained.store.files(pretrained.folder))
@@ -237,6 +242,56 @@ def test_tuning_goes_on_from_the_pretrained_model(store: Store, pretrained: Arti
     rows = list(read_metrics(tuned.local_folder() / "metrics.jsonl"))
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert (tuned.local_folder() / "model" / "tokenizer.json").exists()
+
+
+def test_training_goes_on_from_a_model_as_it_is_or_grown(
+    store: Store, web: Artifact, tokenizer: Artifact, packed: Artifact, pretrained: Artifact
+) -> None:
+    inputs = {
+        "tokens": {"pack-web": packed}, "tokenizer": {"tokenizer": tokenizer}, "model": {"pretrain": pretrained}
+    }  # fmt: skip
+    more = {"phases": [{"name": "more", "steps": 4}], "max_epochs": 50, "workers": 1}
+    loop = LOOP | {"learning_rate": 1e-6, "precision": "fp32", "validate_every": 1}
+    before = list(read_metrics(pretrained.local_folder() / "metrics.jsonl"))[-1]["validation"]["web"]
+    double = {name: 2 * value for name, value in SMALL.items()}
+    for name, settings in {"same": {}, "grown": {"grow": True, "model": double}}.items():
+        made = run_stage(Pretrain, store, f"start-{name}", more | settings | {"loop": loop}, inputs)
+        rows = list(read_metrics(made.local_folder() / "metrics.jsonl"))
+        assert rows[0]["validation"]["web"] == pytest.approx(before, rel=2e-2)
+    assert made.manifest.metrics["parameters"] > 2 * pretrained.manifest.metrics["parameters"]
+    with pytest.raises(RecipeError, match="the model comes from pretrain as it is"):
+        run_stage(Pretrain, store, "start-refused", more | {"model": double, "loop": loop}, inputs)
+    other = run_stage(TokenizerStage, store, "other", {"vocabulary": 600}, {"documents": {"web": web}})
+    with pytest.raises(DataError, match=r"the model's tokenizer has .* as id"):
+        require_same_words(pretrained.local_folder("model"), other.local_folder("tokenizer"))
+
+
+def test_preferences_are_packed_and_learned(store: Store, tokenizer: Artifact, pretrained: Artifact) -> None:
+    documents = preference_documents(30)
+    bad = preference_documents(32)[30:]
+    documents += [bad[0].__class__(**{**vars(bad[0]), "meta": {**bad[0].meta, "rejected": bad[0].meta["chosen"]}})]
+    documents += [bad[1].__class__(**{**vars(bad[1]), "meta": {**bad[1].meta, "chosen": "a <|end|> b"}})]
+    inputs = {"documents": {"sums": corpus(store, "preferences", documents)}, "tokenizer": {"tokenizer": tokenizer}}
+    packed = run_stage(Pack, store, "pack-preferences", {"form": "preference", "validation_share": 0.3}, inputs)
+    rejects = [row for table in packed.tables("rejects") for row in table.to_pylist()]
+    assert [row["reason"] for row in rejects] == ["bad-preference", "special-token"]
+    counts = packed.manifest.counts
+    assert (counts["planned"], counts["succeeded"], counts["rows"]) == (32, 30, 60)
+    spans = [row for table in packed.tables() for row in table.to_pylist()]
+    assert [~row["id"] for row in spans[1::2]] == [row["id"] for row in spans[::2]]
+    source = TokenSource(packed.local_folder(), "train", 64, "pairs", shard_index(packed))
+    tokens, trained = source.read(np.array([0]))
+    loaded = load_tokenizer(tokenizer.local_folder("tokenizer"))
+    chosen, rejected = (loaded.decode(tokens[row][trained[row]]) for row in range(2))
+    assert chosen.startswith("It is ") and rejected.startswith("I do not know ")
+    settings = {"epochs": 2, "loop": {**LOOP, "learning_rate": 1e-3}, "workers": 2}
+    inputs = {"model": {"pretrain": pretrained}, "tokens": {"pack-preferences": packed}}
+    tuned = run_stage(Dpo, store, "dpo", settings, inputs)
+    rows = list(read_metrics(tuned.local_folder() / "metrics.jsonl"))
+    assert rows[0]["loss"] == pytest.approx(np.log(2), abs=1e-2) and rows[-1]["loss"] < 0.6
+    assert rows[-1]["validation_accuracy"]["sums"] > 0.5
+    with pytest.raises(DataError, match="holds preference, this stage trains on chat"):
+        run_stage(Sft, store, "sft-of-pairs", settings, inputs)
 
 
 def test_a_stopped_run_ends_as_stopped_and_goes_on(store: Store, tokenizer: Artifact, packed: Artifact) -> None:
