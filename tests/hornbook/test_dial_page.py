@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import yaml
 from command_line import Answer
-from hornbook.local_page import LocalPage
 from playwright.sync_api import Page, expect
 from scored_corpus import grades, scored_corpus, web
 from test_dial_recipe import RECIPE
 
 from hornbook.dial_figures import about, figures_at, nearest_step
 from hornbook.dial_page import Dial
+from hornbook.local_page import LocalPage
 from hornbook.store import Store
 
 EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> <b>bold</b>"
