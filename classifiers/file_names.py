@@ -63,15 +63,20 @@ def named_files(path: str) -> list[str]:
         return _remote_files(path)
     expanded = Path(path).expanduser()
     if expanded.is_file():
-        return [str(expanded.resolve())]
+        return [_absolute(expanded)]
     if expanded.is_dir():
         return _folder_files(expanded.resolve())
     root = Path(expanded.anchor or ".")
     pattern = str(expanded.relative_to(root)) if expanded.anchor else str(expanded)
     found: set[str] = set()
     for match in root.glob(pattern):
-        found.update(_folder_files(match.resolve()) if match.is_dir() else [str(match.resolve())])
+        found.update(_folder_files(match.resolve()) if match.is_dir() else [_absolute(match)])
     return sorted(found)
+
+
+def _absolute(path: Path) -> str:
+    """Return a file's absolute path by its own name: what it links to may have another ending, or none (the hub's cache)."""
+    return str(path.parent.resolve() / path.name)
 
 
 def _folder_files(folder: Path) -> list[str]:

@@ -236,6 +236,10 @@ def test_a_bucket_is_read_by_url_pattern_and_folder(s3_url: str, stage_context: 
         stage(at("raw/x*.jsonl")).check()
     with pytest.raises(DataError, match=r"raw/none.jsonl cannot be opened"):
         read_texts(stage_context, at("raw/none.jsonl"))
+    with system.open_output_stream(f"{folder}/raw/torn.parquet", compression=None) as sink:
+        sink.write(b"no columns")
+    with pytest.raises(DataError, match=r"^s3://corpora/reading/raw/torn\.parquet is not a readable Parquet file"):
+        read_texts(stage_context, at("raw/torn.parquet"))  # the credentials in the URL are nobody's business
 
 
 def test_encodings_are_as_said_or_detected(tmp_path: Path, stage_context: Any) -> None:
