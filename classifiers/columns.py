@@ -23,7 +23,9 @@ from hornbook.errors import DataError
 if TYPE_CHECKING:
     from classifiers.files import FilesSettings
 
-BATCH = 256  # rows
+BATCH = 256  # rows at most
+BATCH_BYTES = 4 << 20
+"""Bytes of text in a batch, about, as far as rows are alike."""
 BUFFER = 1 << 20
 """Bytes of a Parquet column that are read at a time. Without it a row group's are, and one may be as large as its file."""
 ARROW_FILE = b"ARROW1"
@@ -53,17 +55,9 @@ def parquet_rows(file: BinaryIO, name: str, settings: FilesSettings) -> Held:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{name} is not a readable Parquet file: {error}", "write it again, or leave it out") from error
     metadata = found.metadata
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    size = 0
-    for group in groups:
-        columns = (group.column(number) for number in range(metadata.num_columns))
-        size += sum(
-            column.total_uncompressed_size
-            for column in columns
-            if settings.text_field in (WHOLE, column.path_in_schema)
-        )
-    entries = list(itertools.accumulate((group.num_rows for group in groups), initial=0))
-    return Held(metadata.num_rows, size, entries)
+    groups = _groups(metadata, settings)
+    entries = list(itertools.accumulate((rows for rows, _ in groups), initial=0))
+    return Held(metadata.num_rows, sum(size for _, size in groups), entries)
 
 
 def arrow_rows(file: BinaryIO, name: str, settings: FilesSettings) -> Held:
@@ -100,18 +94,36 @@ def _parquet(file: BinaryIO) -> pq.ParquetFile:
 
 def _parquet_batches(file: BinaryIO, first: int, settings: FilesSettings) -> Iterator[pa.RecordBatch]:
     found = _parquet(file)
-    begins = itertools.accumulate(
-        (found.metadata.row_group(number).num_rows for number in range(found.num_row_groups)), initial=0
-    )
-    groups = [number for number, begin in zip(range(found.num_row_groups), begins, strict=False) if begin >= first]
     columns = None if settings.text_field == WHOLE else [settings.text_field]
-    yield from found.iter_batches(batch_size=BATCH, row_groups=groups, columns=columns, use_threads=False)
+    begin = 0
+    for number, (rows, size) in enumerate(_groups(found.metadata, settings)):
+        if begin >= first and rows:
+            batch = _batch_rows(rows, size)
+            yield from found.iter_batches(batch_size=batch, row_groups=[number], columns=columns, use_threads=False)
+        begin += rows
+
+
+def _groups(metadata: pq.FileMetaData, settings: FilesSettings) -> list[tuple[int, int]]:
+    """Return how many rows, and how many bytes of text, decompressed, each row group has."""
+    found = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = (group.column(column) for column in range(metadata.num_columns))
+        wanted = (column for column in columns if settings.text_field in (WHOLE, column.path_in_schema))
+        found.append((group.num_rows, sum(column.total_uncompressed_size for column in wanted)))
+    return found
+
+
+def _batch_rows(rows: int, size: int) -> int:
+    """Return how many rows to take at a time where so many rows are so many bytes."""
+    return max(1, min(BATCH, BATCH_BYTES * rows // max(1, size)))
 
 
 def _arrow_batches(file: BinaryIO, settings: FilesSettings) -> Iterator[pa.RecordBatch]:
     for batch in _batches(_arrow(file), settings):
-        for start in range(0, len(batch), BATCH):
-            yield batch.slice(start, BATCH)
+        rows = _batch_rows(len(batch), batch.nbytes)
+        for start in range(0, len(batch), rows):
+            yield batch.slice(start, rows)
 
 
 def _arrow(file: BinaryIO) -> Any:
