@@ -136,6 +136,10 @@ def test_archives_beyond_the_limits_are_rejected_where_they_break_them(tmp_path:
     )
     texts, rejects = read(stage_context, path)
     assert texts == ["good"] and [reason for reason, _ in rejects] == ["unreadable-member"]
+    (tmp_path / "later.zip").write_bytes(
+        as_zip({"a.txt": good}).replace(b"PK\x01\x02\x14\x03\x14", b"PK\x01\x02\x14\x03\x58")
+    )
+    assert read(stage_context, tmp_path / "later.zip") == ([], [("not-zip", "zip file version 8.8")])
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.GNU_FORMAT) as archive:
         entry = tarfile.TarInfo("n" * 3_000_000)
