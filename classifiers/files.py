@@ -189,7 +189,7 @@ class ReadRows(PartMaker):
         self._go_to(planned, form)
         self.file = ""  # whoever fails on the way leaves no place to go on from
         for record in itertools.islice(self.records, planned["rows"]):
-            placed = form not in COLUMNS and not record.skip and "member" not in record.meta
+            placed = form not in ("zip", *COLUMNS) and not record.skip and "member" not in record.meta
             where = f" (record at byte {record.offset})" if placed else ""
             yield record.read(), record.meta, record.kind, where
             count += 1
