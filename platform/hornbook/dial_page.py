@@ -223,7 +223,9 @@ def _remarks(figures: Mapping[str, Any], found: Mapping[str, Any], step: int) ->
 def _made_from(artifact: Artifact) -> dict[str, list[tuple[str, str]]]:
     """Return name and kind of the stages that an artifact was made from, by role, as far as they are still there."""
     inputs = artifact.manifest.inputs.items()
-    found = {role: [(ref.stage, Artifact(artifact.store, ref.folder)) for ref in references] for role, references in inputs}
+    found = {
+        role: [(ref.stage, Artifact(artifact.store, ref.folder)) for ref in references] for role, references in inputs
+    }
     return {
         role: [(stage, parent.manifest.kind) for stage, parent in parents]
         for role, parents in found.items()
