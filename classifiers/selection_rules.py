@@ -96,6 +96,8 @@ class Rule(Settings):
             )
         for value in self._values():
             try:
+                if isinstance(value, bool) and number:  # `yes` in YAML; arrow would take it for 1
+                    raise TypeError
                 pa.array([value], type=kind)
             except (pa.ArrowException, TypeError, ValueError):
                 raise RecipeError(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from hornbook.errors import RecipeError
-from hornbook.recipe import Recipe, RecipeStage, check_recipe, find_recipe, shipped_recipes
+from hornbook.recipe import Recipe, RecipeStage, check_recipe, find_recipe, read_source, shipped_recipes
 from hornbook.settings import nearest
 
 SCORE = "score"
@@ -176,15 +176,7 @@ class RecipeOnDisk:
         self.recipe = self._checked(text)
 
     def _checked(self, text: str) -> Recipe:
-        import yaml
-
-        try:
-            source = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"{self.path} is not YAML: {error}") from None
-        if not isinstance(source, dict):
-            raise RecipeError(f"{self.path} is not a recipe", "a recipe is a mapping with name, seed and stages")
-        return check_recipe(source, str(self.path), self.path.parent)
+        return check_recipe(read_source(text, str(self.path)), str(self.path), self.path.parent)
 
 
 def what_to_add(stage: str, value: float) -> str:

@@ -78,7 +78,10 @@ def list_artifacts(store: Store) -> list[list[str]]:
             rows.append((0.0, [folder, "(damaged)", "", "", "", taken, ""]))
             continue
         tokens = manifest.counts.get("tokens")  # of text that nobody tokenized yet it is unknown, not 0
-        counts = [*(_count(manifest.counts.get(name, 0)) for name in ("rows", "rejected")), _count(tokens) if tokens else ""]
+        counts = [
+            *(_count(manifest.counts.get(name, 0)) for name in ("rows", "rejected")),
+            _count(tokens) if tokens else "",
+        ]
         rows.append((manifest.created, [folder, manifest.stage, *counts, taken, _when(manifest.created)]))
     return [row for _, row in sorted(rows, key=lambda entry: entry[0])]
 

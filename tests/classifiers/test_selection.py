@@ -184,6 +184,7 @@ def test_wrong_rules_are_refused_with_their_name(stage_context):
         ({"column": "language", "min": 1}, "min cannot be asked of the column 'language', which holds string"),
         ({"column": "language", "is_true": True}, "is_true cannot be asked"),
         ({"column": "score", "input": "second", "equals": "high"}, "holds int64, so it is never 'high'"),
+        ({"column": "score", "input": "first", "equals": True}, "holds double, so it is never True"),
     ):
         with pytest.raises(RecipeError, match=said):
             select(stage_context, [rule], documents, [first, second])
