@@ -25,7 +25,9 @@ def parquet_rows(file: BinaryIO, name: str, settings: FilesSettings) -> tuple[in
     try:
         found = pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{name} is not a readable Parquet file: {error}", "write it again, or leave it out") from error
+        raise DataError(
+            f"{name} is not a readable Parquet file: {error}", "write it again, or name it under `exclude`"
+        ) from error
     _require_text(found.schema_arrow, name, settings)
     metadata = found.metadata
     size = 0
@@ -64,7 +66,9 @@ def arrow_rows(file: BinaryIO, name: str, settings: FilesSettings) -> tuple[int,
             rows += len(batch)
             size += (batch if settings.text_field == WHOLE else batch.column(settings.text_field)).nbytes
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{name} is not readable Arrow data: {error}", "write it again, or leave it out") from error
+        raise DataError(
+            f"{name} is not readable Arrow data: {error}", "write it again, or name it under `exclude`"
+        ) from error
     return rows, size
 
 

@@ -22,7 +22,7 @@ from pydantic import Field, field_validator
 
 from classifiers.byte_streams import codec_of
 from classifiers.columns import arrow_texts, parquet_texts
-from classifiers.file_names import named_files, opened, path_of, remote_mark, shown
+from classifiers.file_names import named_files, opened, passed_over, path_of, remote_mark, shown
 from classifiers.file_plan import make_plan, part_segments, planned_parts
 from classifiers.file_records import COLUMNS, format_of, stream_records
 from classifiers.records import Bad, Record
@@ -45,6 +45,9 @@ class FilesSettings(Settings):
         ...,
         min_length=1,
         description="Files, folders (also a dataset that `save_to_disk` wrote), patterns (`/data/**/*.jsonl.gz`); or URLs of these.",
+    )
+    exclude: tuple[str, ...] = Field(
+        (), description="Of these files those that are not read (a damaged table, say): names, folders, patterns."
     )
     format: Literal[
         "auto", "parquet", "arrow", "jsonl", "json", "csv", "tsv", "xml", "warc", "html", "markdown", "code", "text"
@@ -99,16 +102,22 @@ class Files(Stage):
 
     @cached_property
     def files(self) -> list[str]:
-        """The files that the paths name, sorted, each once. Raises RecipeError where a path names none."""
+        """The files that the paths name, sorted, each once. Raises RecipeError where a path names none, or none is left."""
+        found = sorted(self._named("paths", self.settings.paths) - self._named("exclude", self.settings.exclude))
+        if not found:
+            raise RecipeError(f"{self.name}.exclude: no file is left", "name fewer")
+        return found
+
+    def _named(self, setting: str, paths: Sequence[str]) -> set[str]:
+        """Return the files that the paths of a setting name. Raises RecipeError where a path names none."""
         found: set[str] = set()
-        for path in self.settings.paths:
+        for path in paths:
             matching = named_files(path)
             if not matching:
-                raise RecipeError(
-                    f"{self.name}.paths: there is no file {shown(path)}", "check the path; patterns need quotes"
-                )
+                where = f"{self.name}.{setting}: there is no file {shown(path)}"
+                raise RecipeError(where, "check the path; patterns need quotes")
             found.update(matching)
-        return sorted(found)
+        return found
 
     def check(self) -> None:
         """Refuse paths that name no file."""
@@ -135,8 +144,15 @@ class Files(Stage):
         totals = context.make_parts(ReadRows(self.settings, context.artifact), planned_parts(plan), unit="rows")
         empty = sorted(set(self.files) - set(plan["file"].to_pylist()))
         metrics: dict[str, Any] = {"files": len(self.files), "rows": totals.planned, "empty_files": len(empty)}
-        if empty:
-            metrics["warnings"] = [f"{shown(name)} is empty" for name in empty[:NAMED]]
+        warnings = [f"{shown(name)} is empty" for name in empty[:NAMED]]
+        for path in self.settings.paths:
+            if left := sorted(set(passed_over(path)) - set(self.files)):
+                others = f"{left[0]} and {len(left) - 1:,} others" if len(left) > 1 else left[0]
+                warnings.append(
+                    f"of the folder {path} the Parquet and Arrow files are read, not {others}: name those by a pattern"
+                )
+        if warnings:
+            metrics["warnings"] = warnings
         return StageResult(metrics=metrics, files=[PLAN])
 
     def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
@@ -191,7 +207,7 @@ class ReadRows(PartMaker):
                         count += 1
                 except (pa.ArrowException, OSError) as error:
                     message = f"{shown(name)} is damaged: {error}"
-                    raise DataError(message, "write it again, or leave it out of paths") from error
+                    raise DataError(message, "write it again, or name it under `exclude`") from error
         else:
             self._go_to(planned, form)
             self.file = ""  # whoever fails on the way leaves no place to go on from
