@@ -106,8 +106,7 @@ def _tiles(run: RunView, curves: Sequence[tuple[StageView, list[dict[str, Any]]]
     tiles = []
     corpora = run.corpora
     documents = sum(corpus[-1].counts.get("rows", 0) for corpus in corpora)
-    if documents:
-        planned = sum(corpus[0].counts.get("planned", 0) for corpus in corpora)
+    if planned := sum(corpus[0].counts.get("planned", 0) for corpus in corpora):
         where = f"in {number(len(corpora))} corpora" if len(corpora) > 1 else f"in {corpora[0][-1].name}"
         tiles.append((number(documents), "documents", f"{where}, of {number(planned)} planned"))
     written = sum(stage.counts.get("completion_tokens", stage.counts.get("tokens", 0)) for stage in run.sources
