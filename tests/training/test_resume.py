@@ -55,7 +55,7 @@ def saved_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 def deterministic(rows: Rows) -> Rows:
     """Leave out what a clock decides."""
-    timed = {"seconds", "tokens_per_second", "loader_wait_share"}
+    timed = {"seconds", "tokens_per_second", "loader_wait_share", "checkpoint_seconds", "checkpoint_wait"}
     return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 
