@@ -178,8 +178,10 @@ def _fit(
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job, "board": name, "driver": ray.get_runtime_context().get_node_id()},
-        scaling_config=ScalingConfig(  # type: ignore[call-arg]
-            num_workers=elastic, use_gpu=use_gpu, resources_per_worker={"CPU": cpus}
+        scaling_config=ScalingConfig(
+            num_workers=elastic,  # type: ignore[arg-type] # mypy sees the class of Ray Train's first version
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus},
         ),
         run_config=RunConfig(
             name=name,
