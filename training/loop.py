@@ -96,7 +96,7 @@ def train(
     first, of_data = 0, data
     found = checkpoints.latest_of_all(folder / "checkpoints", archive)
     if found is None and trunk is not None:
-        found, of_data = trunk.checkpoint_of_all(), trunk.data
+        found, of_data = trunk.checkpoint_of_all(folder), trunk.data
     if found is not None:
         checkpoints.load(found, model, optimizer, average, of_data, architecture)
         first = found.step

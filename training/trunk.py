@@ -54,11 +54,15 @@ class Trunk:
         """The checkpoint's name in the store."""
         return f"{self.artifact.folder}/checkpoints/{self.checkpoint}"
 
-    def checkpoint_of_all(self) -> Checkpoint:
-        """Return the checkpoint; all ranks call it, it then lies on each node. Raises TrainingError if it is gone."""
+    def checkpoint_of_all(self, folder: Path) -> Checkpoint:
+        """Return the checkpoint; all ranks call it, it then lies on each node. Raises TrainingError if it is gone.
+
+        `folder`: of the branch, where a checkpoint from an object store is put.
+        """
         from training.checkpoint import latest_of_all
 
-        found = latest_of_all(*_checkpoints(self.artifact), only=self.checkpoint)
+        where, archive = _checkpoints(self.artifact)
+        found = latest_of_all(folder / "trunk" if archive else where, archive, only=self.checkpoint)
         if found is None:
             raise TrainingError(
                 f"{self.artifact.store.describe(self.name)}, from which this run branches off, is gone or torn",

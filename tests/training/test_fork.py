@@ -53,8 +53,8 @@ def test_branches_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     runner, recipe = CliRunner(), tmp_path / "branches.yaml"
     assert runner.invoke(app, ["fork", "latest@8", "--name", "same"]).exit_code == 0
-    options = ["--name", "more", "--set", "phases=[{name: more, steps: 3}]", "--set", "loop.learning_rate=3e-4"]
-    done = runner.invoke(app, ["fork", "latest/pretrain@8", *options, "--write", str(recipe)])
+    changes = ["--name", "more", "--set", "phases=[{name: more, steps: 3}]", "--set", "loop.learning_rate=3e-4"]
+    done = runner.invoke(app, ["fork", "latest/pretrain@8", *changes, "--write", str(recipe)])
     assert done.exit_code == 0, done.output
     run = load_run(store, "latest")
     assert {name: stage["state"] for name, stage in run.value["stages"].items() if name.startswith("pretrain")} == {
