@@ -47,6 +47,13 @@ def wait_for_step(folder: Path, step: int, processes: Sequence[BaseProcess]) -> 
         time.sleep(0.02)
 
 
+def wait_for_checkpoint(folder: Path, processes: Sequence[BaseProcess], archive: Archive | None = None) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while newest(folder / "run" / "checkpoints", archive) is None:
+        assert time.monotonic() < deadline and all(process.is_alive() for process in processes)
+        time.sleep(0.02)
+
+
 def saved_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Read a checkpoint of one worker; its file's bytes say less, safetensors orders the header's metadata at random."""
     (shard,) = checkpoint.glob("*.safetensors")
@@ -71,7 +78,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_and_a_stopped_run_continue_bit_for_bit(tmp_path: Path, uninterrupted: Path) -> None:
     write_data(tmp_path)
     processes = start(tmp_path, 2, pause=0.2)
-    wait_for_step(tmp_path, 6, processes)  # the checkpoint of step 4 is there, steps 5 and 6 will be done again
+    wait_for_checkpoint(tmp_path, processes)  # that of step 4, while step 5 or 6 is done; they will be done again
     for process in processes:
         process.kill()
         process.join()
@@ -132,8 +139,8 @@ def test_a_run_on_an_object_store_outlives_its_machines(tmp_path: Path, uninterr
     write_data(tmp_path)
     archive = Archive(Store(s3_url.replace("STORE", "two-machines")), "artifacts/run")
     first = machine(tmp_path, 0)
-    processes = start(tmp_path, 2, pause=0.2, archive=archive)
-    wait_for_step(first, 6, processes)
+    processes = start(tmp_path, 2, pause=0.4, archive=archive)
+    wait_for_checkpoint(first, processes, archive)
     for process in processes:
         process.kill()
         process.join()
