@@ -34,7 +34,6 @@ def test_branches_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     source = copy.deepcopy(RECIPE)
     source["stages"]["pretrain"] |= {
         "phases": [{"name": "stable", "steps": 8}, {"name": "decay", "steps": 4}],
-        "workers": 1,
     }
     source["stages"]["pretrain"]["loop"] |= {"validate_every": 4, "checkpoint_every": 4, "milestone_every": 4}
     store = Store(str(tmp_path / "store"))
