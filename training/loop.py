@@ -25,7 +25,7 @@ from training.loader import DIGEST_BITS, Batch, Loader
 from training.metrics import METRICS, MetricsFile, json_ready
 from training.model import LanguageModel
 from training.optimizer import Average, Guard, make_optimizer
-from training.parallel import World, parallelize
+from training.parallel import World, begin_microbatch, parallelize
 from training.preference_model import PreferenceModel, reference_log_probabilities
 from training.schedule import learning_rate_share
 from training.settings import LoopSettings
@@ -76,7 +76,7 @@ def train(
     flops, peak = flops_per_token(model, settings.sequence_length), peak_flops(world.device)
     on_gpu = world.device.type == "cuda"
     compiled = on_gpu if settings.compile is None else settings.compile
-    parallelize(model, world, settings.precision, compiled, settings.checkpoint_blocks)
+    parallelize(model, world, settings, compiled)
     optimizer = make_optimizer(model, settings)
     average, guard = Average(model, settings.average), Guard(settings.leap)
     data = loader.fingerprint()
@@ -186,7 +186,7 @@ def _gradients(
     total = torch.zeros(1 + len(names), device=world.device)
     last = len(batch.microbatches) - 1
     for number, tensors in enumerate(batch.microbatches):
-        model.set_requires_gradient_sync(number == last)  # type: ignore[operator] # FSDP2's; one reduction a step
+        begin_microbatch(model, number == last)  # one reduction a step
         sums = model(*(tensor.to(world.device) for tensor in tensors)).view(-1) / max(targets, 1)
         (sums[0] * world.size).backward()  # FSDP takes the mean over ranks, the loss is a sum over them
         total += sums.detach()

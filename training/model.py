@@ -6,6 +6,7 @@ there; from outside, a plain tensor would meet a sharded one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +26,9 @@ class LanguageModel(nn.Module):
         model: any transformers causal language model with a linear head.
         eos: end-of-text id, where documents meet in a packed row.
         document_mask: keep the documents of a row from seeing each other.
+
+    Attributes:
+        kept_gathered: modules whose weights stay gathered over the microbatches of a step; see `training.parallel`.
     """
 
     def __init__(self, model: PreTrainedModel, eos: int, document_mask: bool = True) -> None:
@@ -32,6 +36,7 @@ class LanguageModel(nn.Module):
         self.model = model
         self.eos = eos
         self.document_mask = document_mask
+        self.kept_gathered: Sequence[nn.Module] = ()
 
     @property
     def blocks(self) -> nn.ModuleList:

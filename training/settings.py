@@ -10,6 +10,9 @@ from hornbook.settings import Settings, runtime
 from training.schedule import ScheduleSettings
 
 Precision = Literal["auto", "bf16", "fp32"]
+Sharding = Literal["auto", "full", "zero1", "hybrid"]
+ActivationCheckpointing = Literal["none", "selective", "full"]
+Attention = Literal["auto", "dense", "flex"]
 
 
 class LoopSettings(Settings):
@@ -40,7 +43,24 @@ class LoopSettings(Settings):
     precision: Precision = Field("auto", description="bf16 or fp32 compute; auto: bf16 where the hardware has it.")
     microbatch: int = runtime(16, ge=1, description="Rows per forward pass of one worker.")
     compile: bool | None = runtime(None, description="torch.compile each block; default: on a GPU.")
-    checkpoint_blocks: bool = runtime(False, description="Compute activations again in the backward pass: less memory.")
+    sharding: Sharding = runtime(
+        "auto",
+        description="full: a block's weights are gathered where it computes, forward and backward; zero1: once a step; hybrid: "
+        "full inside each group of workers, whose groups are replicas; auto: full on GPUs, zero1 on CPUs.",
+    )
+    shard_group: int | None = runtime(
+        None, ge=1, description="Workers that share one replica in hybrid sharding; default: those of a node."
+    )
+    activation_checkpointing: ActivationCheckpointing = runtime(
+        "none",
+        description="selective: keep products and attention, compute the rest again in the backward pass; full: keep each "
+        "block's input only.",
+    )
+    attention: Attention = runtime(
+        "auto",
+        description="How packed documents are kept apart: dense: a mask over all pairs of positions; flex: by blocks of them, "
+        "on a GPU only; auto: flex on a GPU, where the model can.",
+    )
     checkpoint_every: int = runtime(100, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = runtime(2, ge=1, description="How many checkpoints stay.")
     validate_every: int = runtime(50, ge=1, description="Steps between validations; the last step validates always.")

@@ -1,0 +1,45 @@
+"""What a block keeps of its forward pass for the backward one, and what it computes again: memory against arithmetic.
+
+`full` keeps a block's input only, for a third more arithmetic. `selective` also keeps what products with weights and fused
+attention gave, and computes the cheap rest again (norms, activations, rotations): no product is done twice.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from training.settings import ActivationCheckpointing
+
+_aten = torch.ops.aten
+KEPT = {
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.higher_order.flex_attention,
+}
+"""What `selective` keeps. Not `bmm`: unfused attention's scores are as many as a row's tokens squared."""
+
+
+def checkpoint_block(block: nn.Module, mode: ActivationCheckpointing) -> None:
+    """Let a block compute activations again in the backward pass, in place; its parameters keep their names.
+
+    Before compilation and sharding: both then see the checkpoint as a part of the block.
+    """
+    if mode == "none":
+        return
+    options: dict[str, Any] = {"use_reentrant": False}
+    if mode == "selective":
+        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
+    block.forward = functools.partial(checkpoint, block.forward, **options)  # type: ignore[method-assign]
+
+
+def _policy(context: Any, operation: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
