@@ -35,10 +35,16 @@ def checkpoint_block(block: nn.Module, mode: ActivationCheckpointing) -> None:
     """
     if mode == "none":
         return
-    options: dict[str, Any] = {"use_reentrant": False}
-    if mode == "selective":
-        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
-    block.forward = functools.partial(checkpoint, block.forward, **options)  # type: ignore[method-assign]
+    inner = block.forward
+
+    def forward(*arguments: Any, **keywords: Any) -> Any:
+        return checkpoint(inner, *arguments, use_reentrant=False, **keywords)
+
+    def selective_forward(*arguments: Any, **keywords: Any) -> Any:
+        keep = functools.partial(create_selective_checkpoint_contexts, _policy)  # here: torch.compile reads no closure
+        return checkpoint(inner, *arguments, use_reentrant=False, context_fn=keep, **keywords)
+
+    block.forward = selective_forward if mode == "selective" else forward  # type: ignore[method-assign]
 
 
 def _policy(context: Any, operation: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:

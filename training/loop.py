@@ -103,7 +103,7 @@ def train(
     began, waited = time.perf_counter(), 0.0
     try:
         for batch in batches:
-            rate = settings.learning_rate * learning_rate_share(settings.schedule, batch.step, steps)
+            rate = settings.peak_rate * learning_rate_share(settings.schedule, batch.step, steps)
             stopping, targets, tokens, digest = _agree(batch, stop() if world.rank == 0 else False, world)
             loss, norm, figures = _gradients(model, batch, targets, settings.clip, world, seed)
             if guard.passes(loss, norm):
@@ -120,7 +120,7 @@ def train(
                 row |= _in_bits(row["validation"], bytes_per_token or {})
             now = time.perf_counter()
             row |= {"tokens": tokens, "seconds": now - began, "tokens_per_second": tokens / (now - began)}
-            if peak:
+            if peak and flops:
                 row["mfu"] = row["tokens_per_second"] * flops / (peak * world.size)
             row |= {"loader_wait_share": (batches.waited - waited) / (now - began)}
             row |= {"batch_digest": f"{digest:012x}", "skipped": guard.skipped}

@@ -7,12 +7,13 @@ there; from outside, a plain tensor would meet a sharded one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
-from training.document_mask import document_attention, document_numbers, document_positions
+from training.attention import document_arguments
+from training.long_context import rotate_by_document
 from training.loss import chunked_cross_entropy
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class LanguageModel(nn.Module):
         document_mask: keep the documents of a row from seeing each other.
 
     Attributes:
+        attention: how its documents are kept apart; see `training.attention`.
         kept_gathered: modules whose weights stay gathered over the microbatches of a step; see `training.parallel`.
     """
 
@@ -36,7 +38,9 @@ class LanguageModel(nn.Module):
         self.model = model
         self.eos = eos
         self.document_mask = document_mask
+        self.attention: Literal["dense", "flex"] = "dense"
         self.kept_gathered: Sequence[nn.Module] = ()
+        rotate_by_document(model)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -54,13 +58,8 @@ class LanguageModel(nn.Module):
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the last hidden states, (rows, T, width)."""
-        arguments: dict[str, torch.Tensor] = {}
+        arguments: dict[str, Any] = {}
         if self.document_mask:
-            numbers = document_numbers(tokens, self.eos)
-            allowed = document_attention(numbers)
-            if self.model.config._attn_implementation == "eager":  # adds its mask to the scores
-                dtype = next(self.model.parameters()).dtype
-                allowed = torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
-            arguments = {"attention_mask": allowed, "position_ids": document_positions(numbers)}
+            arguments = document_arguments(self.model, tokens, self.eos, self.attention == "flex")
         hidden: torch.Tensor = self.model.base_model(input_ids=tokens, use_cache=False, **arguments).last_hidden_state
         return hidden

@@ -24,6 +24,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from hornbook.errors import RecipeError
 from hornbook.machine import processors
 from training.activation_checkpointing import checkpoint_block
+from training.attention import resolve_attention, use_flex
 from training.model import LanguageModel
 from training.settings import LoopSettings, Precision
 
@@ -67,14 +68,17 @@ def parallelize(model: LanguageModel, world: World, settings: LoopSettings, comp
     """Lay a model over the world, in place; parameters become sharded float32 DTensors on the world's device.
 
     Args:
-        settings: which precision (`auto` is bf16 on a GPU and what pays on this CPU else), activation checkpointing and
-            sharding.
+        settings: which precision (`auto` is bf16 on a GPU and what pays on this CPU else), attention, activation
+            checkpointing and sharding.
         compile_blocks: torch.compile each block.
 
     Raises:
-        RecipeError: the workers cannot be divided into the groups of `hybrid`.
+        RecipeError: the workers cannot be divided into the groups of `hybrid`, or flex attention cannot be here.
     """
     model.to(world.device)
+    model.attention = resolve_attention(settings.attention, model.model, world.device, model.document_mask)
+    if model.attention == "flex":
+        use_flex(model.model)
     for block in model.blocks:
         checkpoint_block(block, settings.activation_checkpointing)
         if compile_blocks:

@@ -23,6 +23,11 @@ class LoopSettings(Settings):
     )
     momentum: float = Field(0.95, ge=0, lt=1, description="Muon's.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    reference_batch: int | None = Field(
+        None,
+        ge=1,
+        description="Rows per step that `learning_rate` is meant for: with another global_batch it scales in proportion.",
+    )
     weight_decay: float = Field(0.1, ge=0, description="Decay of matrices; biases and norms have none.")
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's averaging of gradients and their squares.")
     epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
@@ -66,3 +71,8 @@ class LoopSettings(Settings):
     validate_every: int = runtime(50, ge=1, description="Steps between validations; the last step validates always.")
     validation_rows: int = Field(32, ge=0, description="Held-out rows per source in a validation.")
     patience: int = Field(5, ge=1, description="Steps in a row that are left out before the run stops.")
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate at this batch: scaled linearly with it (arXiv 1706.02677), if there is a reference."""
+        return self.learning_rate * (self.global_batch / self.reference_batch if self.reference_batch else 1.0)

@@ -23,7 +23,13 @@ from training.presets import build_model, model_config
 from training.settings import LoopSettings
 
 ROWS, LENGTH, WORDS, MICROBATCHES = 8, 24, 97, 2
-SIZE = {"vocab_size": WORDS, "hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 3, "num_hidden_layers": 2}
+SIZE = {
+    "vocab_size": WORDS,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_attention_heads": 3,
+    "num_hidden_layers": 2,
+}
 LAYOUTS: list[tuple[int, dict[str, Any]]] = [
     (2, {"sharding": "full"}),
     (2, {"sharding": "zero1"}),
@@ -109,7 +115,9 @@ def expected() -> dict[str, torch.Tensor]:
     return {"loss": loss.detach()} | {name: grad(parameter) for name, parameter in plain.named_parameters()}
 
 
-@pytest.mark.parametrize("number", range(len(LAYOUTS)), ids=[f"{size}-{'-'.join(map(str, how.values()))}" for size, how in LAYOUTS])
+@pytest.mark.parametrize(
+    "number", range(len(LAYOUTS)), ids=[f"{size}-{'-'.join(map(str, how.values()))}" for size, how in LAYOUTS]
+)
 def test_every_layout_gives_the_gradients_of_one_process(
     number: int, gradients: Path, expected: dict[str, torch.Tensor]
 ) -> None:
