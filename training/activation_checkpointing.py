@@ -44,7 +44,7 @@ def checkpoint_block(block: nn.Module, mode: ActivationCheckpointing) -> None:
         keep = functools.partial(create_selective_checkpoint_contexts, _policy)  # here: torch.compile reads no closure
         return checkpoint(inner, *arguments, use_reentrant=False, context_fn=keep, **keywords)
 
-    block.forward = selective_forward if mode == "selective" else forward  # type: ignore[method-assign]
+    block.forward = selective_forward if mode == "selective" else forward
 
 
 def _policy(context: Any, operation: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:

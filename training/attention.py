@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -19,11 +20,15 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
     from transformers import PreTrainedModel
 
+FLEX = "flex_attention"
+"""What transformers calls it."""
+SMALLEST_HEAD = 16
+"""A head's width from which FlexAttention's kernels multiply."""
 ATTEND_TO_ALL = ("llama", "phi", "phi3", "gpt_neo")
 """Architectures whose blocks take one mask over the whole row. GPT-Neo's local ones narrow it themselves."""
 
 
-def document_arguments(model: PreTrainedModel, tokens: torch.Tensor, eos: int, flex: bool) -> dict[str, Any]:
+def document_arguments(model: PreTrainedModel, tokens: torch.Tensor, eos: int) -> dict[str, Any]:
     """Return what a model's forward takes to keep the documents of packed rows apart; tokens: int64 (rows, T).
 
     Other architectures get the positions alone: transformers sees documents where they begin anew, and makes each block's
@@ -33,10 +38,11 @@ def document_arguments(model: PreTrainedModel, tokens: torch.Tensor, eos: int, f
     positions = document_positions(numbers)
     if model.config.model_type not in ATTEND_TO_ALL or getattr(model.config, "sliding_window", None):
         return {"position_ids": positions}
-    if flex:
+    kind = model.config._attn_implementation
+    if kind == FLEX:
         return {"attention_mask": document_blocks(numbers), "position_ids": positions}
     allowed = document_attention(numbers)
-    if model.config._attn_implementation == "eager":  # adds its mask to the scores
+    if kind == "eager":  # adds its mask to the scores
         dtype = next(model.parameters()).dtype
         allowed = torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
     return {"attention_mask": allowed, "position_ids": positions}
@@ -68,11 +74,20 @@ def resolve_attention(
     return "flex" if wanted and not obstacle else "dense"
 
 
+def set_attention(
+    attention: Attention, model: PreTrainedModel, device: torch.device, dtype: torch.dtype, document_mask: bool
+) -> None:
+    """Let a model attend as asked, in place; dtype: what it computes in. Raises RecipeError as `resolve_attention` does."""
+    chosen = resolve_attention(attention, model, device, document_mask)
+    if chosen == "flex" and (attention == "flex" or flex_runs(model, device, dtype)):
+        use_flex(model)
+
+
 def use_flex(model: PreTrainedModel) -> None:
     """Let a model attend with FlexAttention, in place."""
     config: Any = model.config
     if config.model_type != "gpt_neo":
-        model.set_attn_implementation("flex_attention")
+        model.set_attn_implementation(FLEX)
         return
     blocks: Any = model.base_model.h
     for block in blocks:
@@ -80,6 +95,27 @@ def use_flex(model: PreTrainedModel) -> None:
         attention._attn = functools.partial(
             _gpt_neo_flex, window=config.window_size if attention.attention_type == "local" else None
         )
+    config._attn_implementation = FLEX
+
+
+def flex_runs(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> bool:
+    """Try FlexAttention on a device, forward and backward, at the size of a model's heads; warns where it fails.
+
+    A kernel that does not compile for this GPU should cost speed, not the run.
+    """
+    from transformers.integrations.flex_attention import compile_friendly_flex_attention
+
+    config: Any = model.config
+    shape = (1, config.num_attention_heads, 256, _head_size(config))
+    numbers = torch.arange(256, device=device)[None] // 100
+    try:
+        query, key, value = (torch.zeros(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+        output: Any = compile_friendly_flex_attention(query, key, value, True, block_mask=document_blocks(numbers))
+        output.sum().backward()
+    except Exception as error:  # whatever the compiler raises
+        warnings.warn(f"attention is dense, as FlexAttention does not run here: {error}", stacklevel=2)
+        return False
+    return True
 
 
 def _obstacle(model: PreTrainedModel, device: torch.device) -> str:
@@ -87,9 +123,15 @@ def _obstacle(model: PreTrainedModel, device: torch.device) -> str:
         return "FlexAttention has no backward pass on a CPU"
     if getattr(model.config, "attention_dropout", 0.0):
         return "FlexAttention drops no attention out (the model's attention_dropout)"
+    if _head_size(model.config) < SMALLEST_HEAD:
+        return f"FlexAttention needs heads at least {SMALLEST_HEAD} wide, the model's are {_head_size(model.config)}"
     if model.config.model_type != "gpt_neo" and not model._supports_flex_attn:
         return f"{type(model).__name__} does not support it"
     return ""
+
+
+def _head_size(config: Any) -> int:
+    return getattr(config, "head_dim", None) or int(config.hidden_size // config.num_attention_heads)
 
 
 def _gpt_neo_flex(

@@ -66,7 +66,8 @@ def custom_config(fields: Mapping[str, Any], **overrides: Any) -> PreTrainedConf
         raise ModelError(f"this is no configuration of a {kind}: {error}", "correct the preset's fields") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"{kind} has no causal language model", "choose an architecture with a ...ForCausalLM class")
-    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]
+    architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    config.architectures = [architecture.__name__]
     from training.presets import empty_model
 
     with torch.device("meta"):
@@ -92,7 +93,8 @@ def require_trainable(model: PreTrainedModel) -> None:
         value = getattr(model.config, name, None)
         if value not in (None, 1, 1.0):
             raise ModelError(
-                f"{kind} does more to its logits than the head's product ({name}: {value})", f"set {name} to null"
+                f"{kind} does more to its logits than the head's product ({name}: {value})",
+                f"set {name} to null, or choose another architecture",
             )
 
 

@@ -7,7 +7,7 @@ there; from outside, a plain tensor would meet a sharded one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -29,7 +29,6 @@ class LanguageModel(nn.Module):
         document_mask: keep the documents of a row from seeing each other.
 
     Attributes:
-        attention: how its documents are kept apart; see `training.attention`.
         kept_gathered: modules whose weights stay gathered over the microbatches of a step; see `training.parallel`.
     """
 
@@ -38,7 +37,6 @@ class LanguageModel(nn.Module):
         self.model = model
         self.eos = eos
         self.document_mask = document_mask
-        self.attention: Literal["dense", "flex"] = "dense"
         self.kept_gathered: Sequence[nn.Module] = ()
         rotate_by_document(model)
 
@@ -60,6 +58,6 @@ class LanguageModel(nn.Module):
         """Return the last hidden states, (rows, T, width)."""
         arguments: dict[str, Any] = {}
         if self.document_mask:
-            arguments = document_arguments(self.model, tokens, self.eos, self.attention == "flex")
+            arguments = document_arguments(self.model, tokens, self.eos)
         hidden: torch.Tensor = self.model.base_model(input_ids=tokens, use_cache=False, **arguments).last_hidden_state
         return hidden

@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from hornbook.errors import RecipeError
 from hornbook.machine import processors
 from training.activation_checkpointing import checkpoint_block
-from training.attention import resolve_attention, use_flex
+from training.attention import set_attention
 from training.model import LanguageModel
 from training.settings import LoopSettings, Precision
 
@@ -76,16 +76,16 @@ def parallelize(model: LanguageModel, world: World, settings: LoopSettings, comp
         RecipeError: the workers cannot be divided into the groups of `hybrid`, or flex attention cannot be here.
     """
     model.to(world.device)
-    model.attention = resolve_attention(settings.attention, model.model, world.device, model.document_mask)
-    if model.attention == "flex":
-        use_flex(model.model)
+    narrow = resolve_precision(settings.precision, world.device) == "bf16"
+    dtype = torch.bfloat16 if narrow else torch.float32
+    set_attention(settings.attention, model.model, world.device, dtype, model.document_mask)
     for block in model.blocks:
         checkpoint_block(block, settings.activation_checkpointing)
         if compile_blocks:
             block.compile()
     policy = MixedPrecisionPolicy()
-    if resolve_precision(settings.precision, world.device) == "bf16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=True)
+    if narrow:
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=True)
     mesh = _mesh(world, settings)
     on_gpu = world.device.type == "cuda"
     gather_twice = settings.sharding in ("full", "hybrid") or (settings.sharding == "auto" and on_gpu)

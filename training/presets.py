@@ -167,7 +167,6 @@ def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
     import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-    sdpa = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa
-    return AutoModelForCausalLM.from_config(
-        config, attn_implementation="sdpa" if sdpa else "eager", dtype=torch.float32
-    )
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    attention = "sdpa" if kind._supports_sdpa else "eager"
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)

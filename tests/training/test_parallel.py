@@ -128,22 +128,23 @@ def test_every_layout_gives_the_gradients_of_one_process(
 
 
 def test_replicas_train_and_resume_like_one_group(tmp_path: Path) -> None:
-    """Two replicas of one worker each; stopped half way and gone on with as one group of two."""
-    runs = {"full": {"sharding": "full"}, "replicas": {"sharding": "hybrid", "shard_group": 1}}
-    losses = {}
-    for name, changes in runs.items():
+    """Two replicas of one worker each, stopped after a step and gone on with as one group of two."""
+
+    def run(name: str, **changes: Any) -> list[float]:
         folder = tmp_path / name
-        write_data(folder)
-        for each in ([changes], [changes | {"checkpoint_every": 1}, runs["full"]])[name == "replicas"]:
-            stop = folder / "stop"
-            if len(losses) and "shard_group" in each:
-                stop.touch()  # after the first step
-            for process in start(folder, 2, **each):
-                process.join(200)
-                assert process.exitcode == 0
-            stop.unlink(missing_ok=True)
-        losses[name] = [row["loss"] for row in read_metrics(folder / "run" / "metrics.jsonl")]
-    assert losses["replicas"] == pytest.approx(losses["full"], rel=1e-4)
+        if not folder.exists():
+            write_data(folder)
+        for process in start(folder, 2, **changes):
+            process.join(200)
+            assert process.exitcode == 0
+        return [row["loss"] for row in read_metrics(folder / "run" / "metrics.jsonl")]
+
+    expected = run("whole", sharding="full")
+    write_data(tmp_path / "parts")
+    (tmp_path / "parts" / "stop").touch()
+    assert len(run("parts", sharding="hybrid", shard_group=1)) == 1
+    (tmp_path / "parts" / "stop").unlink()
+    assert run("parts", sharding="full") == pytest.approx(expected, rel=1e-4)
 
 
 def test_groups_must_divide_the_workers() -> None:
