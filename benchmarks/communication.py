@@ -30,7 +30,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:1] = [str(ROOT), str(ROOT / "platform")]  # in place of this folder, where `training` is another file
 REAL, SIMULATED = (1, 2), (4, 8)
-ROWS, LENGTH = 2, 64  # of a microbatch: what is communicated does not depend on them
+ROWS, LENGTH = 1, 32  # of a microbatch: what is communicated does not depend on them
 GROUP = 2
 STEPS = 3
 LOOPBACK = Path("/sys/class/net/lo/statistics/rx_bytes")
@@ -60,7 +60,7 @@ def bytes_received(operation: str, arguments: Any) -> int:
 def _group_size(argument: Any) -> int:
     import torch
     import torch.distributed as dist
-    from torch.distributed.distributed_c10d import _resolve_process_group
+    from torch.distributed.distributed_c10d import GroupName, _resolve_process_group
 
     if isinstance(argument, torch.ScriptObject):
         try:
@@ -68,7 +68,7 @@ def _group_size(argument: Any) -> int:
         except RuntimeError:  # another object, such as the operation that reduces
             return 0
     if isinstance(argument, str) and argument.isdigit():
-        return _resolve_process_group(argument).size()
+        return _resolve_process_group(GroupName(argument)).size()
     return 0
 
 
@@ -111,7 +111,7 @@ def count(arguments: argparse.Namespace) -> dict[str, Any]:
             parallelize(model, world, settings, compile_blocks=False)
             tokens = torch.randint(1, 100, (ROWS, LENGTH))
             sent: list[int] = []
-            for _ in range(STEPS):
+            for _ in range(1 if arguments.simulated else STEPS):
                 before = int(LOOPBACK.read_text()) if LOOPBACK.exists() else 0
                 with Counter() as counter:
                     for number in range(arguments.microbatches):

@@ -153,6 +153,22 @@ def test_packed_documents_see_what_they_would_see_alone(small: Any) -> None:
     assert not torch.allclose(unmasked, alone, atol=1e-3)
 
 
+def test_packed_rows_give_the_loss_and_gradients_of_their_documents(small: Any) -> None:
+    model = LanguageModel(small.double(), eos=0)
+    torch.manual_seed(0)
+    opened = [torch.cat([torch.zeros(1, dtype=torch.int64), torch.randint(1, 97, (length,))]) for length in (9, 2, 18)]
+    targets = [torch.cat([ids[1:], torch.zeros(1, dtype=torch.int64)]) for ids in opened]  # each ends in end-of-text
+    alone = torch.stack([model(ids[None], wanted[None]) for ids, wanted in zip(opened, targets, strict=True)]).sum()
+    alone.backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in small.named_parameters()}
+    small.zero_grad()
+    packed = model(torch.cat(opened)[None], torch.cat(targets)[None])
+    packed.backward()
+    torch.testing.assert_close(packed, alone, rtol=1e-6, atol=0)  # GPT-Neo attends in float32 always
+    for name, parameter in small.named_parameters():
+        assert (parameter.grad - gradients[name]).norm() <= 1e-5 * gradients[name].norm() + 1e-9, name
+
+
 def test_document_numbers_positions_and_attention() -> None:
     tokens = torch.tensor([[5, 6, 0, 7, 8, 0, 0, 9]])
     numbers = document_numbers(tokens, eos=0)
