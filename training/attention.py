@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from hornbook.errors import RecipeError
-from training.document_mask import document_attention, document_numbers, document_positions
+from training.document_mask import document_attention, document_positions
 from training.settings import Attention
 
 if TYPE_CHECKING:
@@ -28,13 +28,12 @@ ATTEND_TO_ALL = ("llama", "phi", "phi3", "gpt_neo")
 """Architectures whose blocks take one mask over the whole row. GPT-Neo's local ones narrow it themselves."""
 
 
-def document_arguments(model: PreTrainedModel, tokens: torch.Tensor, eos: int) -> dict[str, Any]:
-    """Return what a model's forward takes to keep the documents of packed rows apart; tokens: int64 (rows, T).
+def document_arguments(model: PreTrainedModel, numbers: torch.Tensor) -> dict[str, Any]:
+    """Return what a model's forward takes to keep documents apart. numbers: int64 (rows, T), each token's document.
 
     Other architectures get the positions alone: transformers sees documents where they begin anew, and makes each block's
     own mask (windows, chunks). `training.custom_model` tries whether one really does.
     """
-    numbers = document_numbers(tokens, eos)
     positions = document_positions(numbers)
     if model.config.model_type not in ATTEND_TO_ALL or getattr(model.config, "sliding_window", None):
         return {"position_ids": positions}

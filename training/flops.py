@@ -5,13 +5,8 @@ backward, so 6 for every weight that multiplies, head included, embeddings looke
 sequence length a block and token (scores and values, forward and backward), whatever the mask saves. A block that runs twice
 counts twice. What activation checkpointing computes again does not count.
 
-By architecture, with L blocks of width d, inner width f, h heads and k key-value heads of size s, V words, T tokens a row:
-
-    llama, phi3    6 (L (2 d h s + 2 d k s + 3 d f) + V d) + 12 L h s T
-    phi            6 (L (4 d h s + 2 d f) + V d) + 12 L h s T
-    gpt_neo        6 (L (4 d d + 2 d f) + V d) + 12 L d T, local blocks as if they saw everything
-    a custom one   6 x (all weights of linear layers in blocks, head) + 12 L h s T; None where weights are in anything else
-                   than linear layers and vectors (experts, state spaces, convolutions): not all of them multiply every token
+Known is only what stands in linear layers: experts, state spaces and convolutions are not multiplied by every token once, so a
+model that has any has no figure.
 """
 
 from __future__ import annotations

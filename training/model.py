@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from training.attention import document_arguments
+from training.document_mask import document_numbers
 from training.long_context import rotate_by_document
 from training.loss import chunked_cross_entropy
 
@@ -58,6 +59,6 @@ class LanguageModel(nn.Module):
         """Return the last hidden states, (rows, T, width)."""
         arguments: dict[str, Any] = {}
         if self.document_mask:
-            arguments = document_arguments(self.model, tokens, self.eos)
+            arguments = document_arguments(self.model, document_numbers(tokens, self.eos))
         hidden: torch.Tensor = self.model.base_model(input_ids=tokens, use_cache=False, **arguments).last_hidden_state
         return hidden
