@@ -27,7 +27,7 @@ from training.model import LanguageModel
 from training.optimizer import Average, Guard, make_optimizer
 from training.parallel import World, parallelize
 from training.preference_model import PreferenceModel, reference_log_probabilities
-from training.schedule import learning_rate_share
+from training.schedule import LearningRates
 from training.settings import LoopSettings
 from training.shards import TokenSource
 from training.validation import Validation
@@ -97,13 +97,14 @@ def train(
             archive.get_metrics(folder / METRICS)
         metrics = MetricsFile(folder / METRICS, first)
     held_out = Validation(validation, settings.validation_rows, settings.microbatch)
-    steps = loader.mixture.steps
+    mixture, steps = loader.mixture, loader.mixture.steps
+    learning_rate = LearningRates(settings.learning_rate, settings.schedule, mixture.phases, mixture.phase_steps)
     batches = loader.batches(first, steps, world.rank, world.size)
     done, stopped = first, False
     began, waited = time.perf_counter(), 0.0
     try:
         for batch in batches:
-            rate = settings.learning_rate * learning_rate_share(settings.schedule, batch.step, steps)
+            rate = learning_rate(batch.step)
             stopping, targets, tokens, digest = _agree(batch, stop() if world.rank == 0 else False, world)
             loss, norm, figures = _gradients(model, batch, targets, settings.clip, world, seed)
             if guard.passes(loss, norm):
