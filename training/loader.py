@@ -167,7 +167,10 @@ def with_references(cut: list[tuple[torch.Tensor, ...]], reference: np.ndarray) 
 
 def _used(targets: np.ndarray) -> np.ndarray:
     """Return how many leading tokens of each row its targets need: the position behind the last target."""
-    return np.where(targets != IGNORED, np.arange(1, targets.shape[1] + 1), 0).max(axis=1, initial=0)
+    if not targets.shape[1]:
+        return np.zeros(len(targets), dtype=np.int64)
+    there = targets != IGNORED
+    return np.where(there.any(axis=1), targets.shape[1] - there[:, ::-1].argmax(axis=1), 0)
 
 
 class Prefetched:

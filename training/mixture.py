@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -27,6 +28,8 @@ from training.schedule import ScheduleSettings
 from training.stretches import Dry, Plan, Ramp, WhenDry
 
 TIME_BITS = 40
+BLOCK_SLOTS = 1024
+"""About how many slots are worked out together: of small batches, those of some steps in a row."""
 
 
 class PhaseSettings(Settings):
@@ -146,6 +149,8 @@ class Mixture:
         self.steps, self.dry = plan.steps, plan.dry
         self._stretches = plan.stretches
         self._firsts = [stretch.first for stretch in plan.stretches]
+        self._block_steps = max(1, BLOCK_SLOTS // global_batch)
+        self._block = lru_cache(maxsize=2)(self._draw)
         self.phase_steps = [
             sum(stretch.steps for stretch in plan.stretches if stretch.phase == number) for number in range(len(phases))
         ]
@@ -176,8 +181,19 @@ class Mixture:
         """
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of {self.steps}")
-        stretch = self._stretches[bisect_right(self._firsts, step) - 1]
-        source, draw = _interleaved(stretch.counts, (step - stretch.first) * self.global_batch, self.global_batch)
+        stretch = bisect_right(self._firsts, step) - 1
+        block, place = divmod(step - self._firsts[stretch], self._block_steps)
+        source, sequence, epoch = self._block(stretch, block)
+        slots = slice(place * self.global_batch, (place + 1) * self.global_batch)
+        name = self.phases[self._stretches[stretch].phase].name
+        return Draws(name, source[slots], sequence[slots], epoch[slots])
+
+    def _draw(self, number: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (source, sequence, epoch) of a block of steps: what is asked for next comes at little more than one's cost."""
+        stretch = self._stretches[number]
+        first = block * self._block_steps
+        slots = min(self._block_steps, stretch.steps - first) * self.global_batch
+        source, draw = _interleaved(stretch.counts, first * self.global_batch, slots)
         draw = draw + np.array(stretch.before, dtype=np.int64)[source]
         size = np.array([max(1, self.sizes[name]) for name in self.sources], dtype=np.int64)[source]
         epoch, position = draw // size, draw % size
@@ -186,7 +202,7 @@ class Mixture:
             for value in np.unique(epoch[source == index]):
                 chosen = (source == index) & (epoch == value)
                 sequence[chosen] = permute(position[chosen], self.sizes[name], derive_seed(self.seed, name, int(value)))
-        return Draws(self.phases[stretch.phase].name, source, sequence, epoch)
+        return source, sequence, epoch
 
     def _ramp(self, phase: PhaseSettings) -> Ramp:
         """Return what a phase asks for. Raises RecipeError as the class does."""

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -253,7 +255,7 @@ class TokenSource:
             self._check_size(shard.tokens, shard.count * self._dtype.itemsize)
             if shard.mask:
                 self._check_size(shard.mask, shard.count)
-        self._ends = np.cumsum([shard.count for shard in self._shards], dtype=np.int64)
+        self._ends = list(accumulate(shard.count for shard in self._shards))
         self._open = lru_cache(maxsize=OPEN_FILES)(self._map)
         self._spans = lru_cache(maxsize=OPEN_FILES)(self._read_spans)
         if rows in ("documents", "pairs"):
@@ -270,7 +272,7 @@ class TokenSource:
     @property
     def tokens(self) -> int:
         """All tokens of the split."""
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._ends[-1] if self._ends else 0
 
     @property
     def rows_per_draw(self) -> int:
@@ -314,6 +316,8 @@ class TokenSource:
                 self._copy(start, stop, tokens[row, at:], trained[row, at:])
                 if context:
                     trained[row, at] = False
+        if tokens.size and int(tokens.max()) >= self.vocabulary:
+            self._name_damage(np.asarray(sequences).tolist())
         return tokens, trained
 
     def numbers(self, sequences: np.ndarray) -> np.ndarray:
@@ -347,9 +351,7 @@ class TokenSource:
         raise IndexError(f"position {position} of row {sequence} is padding")
 
     def _location(self, token: int) -> Location:
-        number = int(np.searchsorted(self._ends, token, side="right"))
-        shard = self._shards[number]
-        within = token - (int(self._ends[number]) - shard.count)
+        shard, within, _ = next(self._in_shards(token, token + 1))
         spans = self._spans(shard.spans)
         row = int(np.searchsorted(spans.column("start").to_numpy(), within, side="right")) - 1
         span = {name: spans.column(name)[row].as_py() for name in ("id", "key", "corpus", "start")}
@@ -365,24 +367,35 @@ class TokenSource:
         return [(int(self._starts[sequence]), int(self._stops[sequence]), 1, False)]
 
     def _copy(self, start: int, stop: int, tokens: np.ndarray, trained: np.ndarray) -> None:
-        number, at = int(np.searchsorted(self._ends, start, side="right")), 0
+        at = 0
+        for shard, low, high in self._in_shards(start, stop):
+            tokens[at : at + high - low] = self._open(shard.tokens, self._dtype.str)[low:high]
+            trained[at : at + high - low] = self._open(shard.mask, "u1")[low:high] if shard.mask else True
+            at += high - low
+
+    def _in_shards(self, start: int, stop: int) -> Iterator[tuple[Shard, int, int]]:
+        """Yield where the tokens from `start` to `stop` (excluded) lie: shard, first token in it, the one after the last."""
+        number = bisect_right(self._ends, start)
         while start < stop:
             shard = self._shards[number]
-            low = start - (int(self._ends[number]) - shard.count)
+            low = start - (self._ends[number] - shard.count)
             high = min(low + stop - start, shard.count)
-            ids = self._open(shard.tokens, self._dtype.str)[low:high]
-            if ids.size and int(ids.max()) >= self.vocabulary:
-                raise DataError(
-                    f"{self.folder / shard.tokens} holds token id {int(ids.max())} at token {low + int(ids.argmax())}, "
-                    f"beyond the vocabulary of {self.vocabulary}",
-                    "the file is damaged or was packed with another tokenizer: delete the artifact and pack again",
-                )
-            tokens[at : at + high - low] = ids
-            trained[at : at + high - low] = self._open(shard.mask, "u1")[low:high] if shard.mask else True
-            at, start, number = at + high - low, start + high - low, number + 1
+            yield shard, low, high
+            start, number = start + high - low, number + 1
+
+    def _name_damage(self, sequences: Sequence[int]) -> None:
+        for piece in (piece for sequence in sequences for piece in self._pieces(sequence)):
+            for shard, low, high in self._in_shards(*piece[:2]):
+                ids = self._open(shard.tokens, self._dtype.str)[low:high]
+                if int(ids.max()) >= self.vocabulary:
+                    raise DataError(
+                        f"{self.folder / shard.tokens} holds token id {int(ids.max())} at token {low + int(ids.argmax())}, "
+                        f"beyond the vocabulary of {self.vocabulary}",
+                        "the file is damaged or was packed with another tokenizer: delete the artifact and pack again",
+                    )
 
     def _map(self, name: str, dtype: str) -> np.ndarray:
-        return np.memmap(self.folder / name, dtype=dtype, mode="r")
+        return np.asarray(np.memmap(self.folder / name, dtype=dtype, mode="r"))  # a plain array is cut up twice as fast
 
     def _read_spans(self, name: str) -> pa.Table:
         spans = pq.read_table(self.folder / name)
@@ -390,7 +403,7 @@ class TokenSource:
 
     def documents(self) -> Iterator[Documents]:
         """Yield the documents of shard after shard."""
-        for shard, end in zip(self._shards, self._ends.tolist(), strict=True):
+        for shard, end in zip(self._shards, self._ends, strict=True):
             spans = self._spans(shard.spans)
             starts, lengths = (spans.column(name).to_numpy() for name in ("start", "tokens"))
             ids = self._open(shard.tokens, self._dtype.str)
