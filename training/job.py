@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hornbook.artifact import Artifact
 from hornbook.errors import RecipeError
 from training.archive import Archive
+from training.best_fit import OverLong
 from training.low_rank import LoraSettings
 from training.mixture import Mixture, PhaseSettings
 from training.settings import LoopSettings
 from training.shards import Rows, ShardIndex, Split, TokenSource
+from training.stretches import WhenDry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -66,6 +69,8 @@ class Job:
         grow: let that model grow to the preset's size.
         preference: the settings of preference tuning, if rows are pairs.
         lora: train adapters of this size only.
+        epoch_caps, when_dry: of the mixture; see there.
+        over_long: what becomes of documents longer than a row; see `training.shards.TokenSource`.
     """
 
     settings: LoopSettings
@@ -81,11 +86,21 @@ class Job:
     grow: bool = False
     preference: Preference | None = None
     lora: LoraSettings | None = None
+    epoch_caps: Mapping[str, float] = field(default_factory=dict)
+    when_dry: WhenDry = "refuse"
+    over_long: OverLong = "split"
+
+    @cached_property
+    def steps(self) -> int:
+        """Optimizer steps in all, as the mixture plans them."""
+        return self.mixture(self.open("train")).steps
 
     @property
-    def steps(self) -> int:
-        """Optimizer steps in all."""
-        return sum(phase.steps for phase in self.phases)
+    def document_mask(self) -> bool:
+        """Whether rows hold documents that must not see each other; conversations never may."""
+        if self.rows == "best-fit":
+            return self.settings.document_mask or any(source.numbered for source in self.open("train").values())
+        return self.settings.document_mask and self.rows == "windows"
 
     @property
     def archive(self) -> Archive | None:
@@ -104,14 +119,20 @@ class Job:
         """Open the corpora, on the node that reads them."""
         length = self.settings.sequence_length
         return {
-            corpus.name: TokenSource(corpus.folder.local_folder(), split, length, self.rows, corpus.index)
+            corpus.name: TokenSource(
+                corpus.folder.local_folder(), split, length, self.rows, corpus.index, self.over_long
+            )
             for corpus in self.corpora
         }
 
     def mixture(self, sources: Mapping[str, TokenSource]) -> Mixture:
         """Return the plan of the batches. Raises RecipeError as Mixture does."""
         sizes = {name: len(source) for name, source in sources.items()}
-        return Mixture(sizes, self.phases, self.settings.global_batch, self.max_epochs, self.seed)
+        return Mixture(
+            sizes, self.phases, self.settings.global_batch, self.max_epochs, self.seed,
+            row_tokens={name: source.row_tokens for name, source in sources.items()},
+            epoch_caps=self.epoch_caps, when_dry=self.when_dry,
+        )  # fmt: skip
 
     def model(self) -> PreTrainedModel:
         """Return the model to train, plain, float32, on the CPU.
@@ -174,7 +195,7 @@ class Job:
         if self.lora is not None:
             plain = LowRankModel(plain, self.lora, self.seed).model
         if self.preference is None:
-            model = LanguageModel(plain, eos, self.settings.document_mask)
+            model = LanguageModel(plain, eos, self.document_mask)
         else:
             model = PreferenceModel(plain, eos, self.preference.beta, self.preference.length_normalised)
         sizes = {corpus.name: corpus.bytes_per_token for corpus in self.corpora if corpus.bytes_per_token}

@@ -21,6 +21,7 @@ from hornbook.stage import StageContext, StageResult, TokenLocation
 from training.hf_folder import write_hf_folder
 from training.job import Corpus, Job
 from training.metrics import METRICS, json_ready, parse_metrics
+from training.mixture import with_realised
 from training.packed import describe, shard_index, tokenizer_hash
 
 if TYPE_CHECKING:
@@ -118,9 +119,9 @@ def run_job(context: StageContext, job: Job, tokenizer: Path, workers: int | Non
     if job.archive:
         shutil.rmtree(job.folder, ignore_errors=True)  # a cache that nobody asks again
     rows = list(parse_metrics(context.artifact.store.read(f"{context.artifact.folder}/{METRICS}").decode()))
-    shares = [vars(share) for share in mixture.shares() if share.sequences]
+    drawn = {"mixture": with_realised(mixture, rows), "dry": [vars(dry) for dry in mixture.dry]}
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return StageResult(metrics=_figures(rows) | {"parameters": parameters, "mixture": shares}, files=[*files, METRICS])
+    return StageResult(metrics=_figures(rows) | {"parameters": parameters} | drawn, files=[*files, METRICS])
 
 
 def _begin(job: Job) -> Checkpoint | None:

@@ -105,7 +105,7 @@ def train(
     try:
         for batch in batches:
             rate = learning_rate(batch.step)
-            stopping, targets, tokens, digest = _agree(batch, stop() if world.rank == 0 else False, world)
+            stopping, targets, tokens, digest, of_sources = _agree(batch, stop() if world.rank == 0 else False, world)
             loss, norm, figures = _gradients(model, batch, targets, settings.clip, world, seed)
             if guard.passes(loss, norm):
                 optimizer.set_rate(rate)
@@ -124,6 +124,7 @@ def train(
             if peak:
                 row["mfu"] = row["tokens_per_second"] * flops / (peak * world.size)
             row |= {"loader_wait_share": (batches.waited - waited) / (now - began)}
+            row["source_tokens"] = dict(zip(mixture.sources, of_sources, strict=True))
             row |= {"batch_digest": f"{digest:012x}", "skipped": guard.skipped}
             began, waited = now, batches.waited
             if metrics is not None:
@@ -162,12 +163,13 @@ def model_fingerprint(model: LanguageModel) -> str:
     return hashlib.sha256(repr((model.model.config.model_type, shapes, model.document_mask)).encode()).hexdigest()
 
 
-def _agree(batch: Batch, stop: bool, world: World) -> tuple[bool, int, int, int]:
-    """Sum what each rank knows of the global batch: (stop?, targets, tokens, digest)."""
-    sums = torch.tensor([stop, batch.targets, batch.tokens, batch.digest], dtype=torch.int64, device=world.device)
+def _agree(batch: Batch, stop: bool, world: World) -> tuple[bool, int, int, int, list[int]]:
+    """Sum what each rank knows of the global batch: (stop?, targets, tokens, digest, targets of each source)."""
+    own = [stop, batch.targets, batch.tokens, batch.digest, *batch.source_tokens]
+    sums = torch.tensor(own, dtype=torch.int64, device=world.device)
     dist.all_reduce(sums)
-    stopping, targets, tokens, digest = sums.tolist()
-    return bool(stopping), targets, tokens, digest % (1 << DIGEST_BITS)
+    stopping, targets, tokens, digest, *of_sources = sums.tolist()
+    return bool(stopping), targets, tokens, digest % (1 << DIGEST_BITS), of_sources
 
 
 def _gradients(

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -25,7 +27,7 @@ from hornbook.errors import RecipeError
 from hornbook.plan import derive_seed, permute
 from hornbook.settings import Settings
 from training.schedule import ScheduleSettings
-from training.stretches import Dry, Plan, Ramp, WhenDry
+from training.stretches import Plan, Ramp, WhenDry
 
 TIME_BITS = 40
 BLOCK_SLOTS = 1024
@@ -41,7 +43,8 @@ class PhaseSettings(Settings):
         default_factory=dict, description="Share of the tokens per source (any scale); empty: in proportion to size."
     )
     end_weights: dict[str, float] = Field(
-        default_factory=dict, description="The shares move in a straight line to these over the phase; empty: they stay."
+        default_factory=dict,
+        description="The shares move in a straight line to these over the phase; empty: they stay.",
     )
     tokens: dict[str, float] = Field(
         default_factory=dict, description="Tokens to train on per source, in place of steps and weights."
@@ -221,8 +224,7 @@ class Mixture:
         else:
             self._check_weights(phase, weights)
             rows = [
-                Fraction(weights.get(name, 0)) / each
-                for name, each in zip(self.sources, self._row_tokens, strict=True)
+                Fraction(weights.get(name, 0)) / each for name, each in zip(self.sources, self._row_tokens, strict=True)
             ]
         if not sum(rows):
             raise RecipeError(f"phase {phase!r}: no source holds a whole sequence", "shorten loop.sequence_length")
@@ -265,6 +267,29 @@ class Mixture:
                     f"lower the steps from {plan.steps:,} to {fitting:,}, raise max_epochs to "
                     f"{draws / self.sizes[name]:.2f}, give {name!r} {allowed / draws:.2f} times its weight, or set when_dry",
                 )
+
+
+def with_realised(mixture: Mixture, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what was planned of each source in each phase, and what it came to by a run's metrics rows.
+
+    `tokens` are those trained on, `realised_share` is theirs of the phase's; a source that a phase never draws is left out.
+    """
+    last_steps = list(accumulate(mixture.phase_steps))
+    tokens = [dict.fromkeys(mixture.sources, 0) for _ in mixture.phases]
+    for row in rows:
+        for source, count in row.get("source_tokens", {}).items():
+            tokens[bisect_left(last_steps, row["step"])][source] += count
+    shares = mixture.shares()
+    owners = [number for number in range(len(mixture.phases)) for _ in mixture.sources]
+    return [
+        vars(share)
+        | {
+            "tokens": tokens[number][share.source],
+            "realised_share": tokens[number][share.source] / (sum(tokens[number].values()) or 1),
+        }
+        for number, share in zip(owners, shares, strict=True)
+        if share.sequences
+    ]
 
 
 def _time(draw: int, count: int) -> int:

@@ -41,17 +41,20 @@ class LanguageModel(nn.Module):
                 return module
         raise TypeError(f"{type(self.model).__name__} has no list of blocks")
 
-    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the summed loss, float32 scalar. tokens, targets: int64 (rows, T); targets of -100 count nothing."""
-        hidden = self.hidden(tokens)
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor, numbers: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the summed loss, float32 scalar. tokens, targets: int64 (rows, T); targets of -100 count nothing.
+
+        `numbers`, of the same shape, says which document of its row a token belongs to; without, end-of-text tokens do.
+        """
+        hidden = self.hidden(tokens, numbers)
         head = self.model.get_output_embeddings()
         return chunked_cross_entropy(hidden.flatten(0, 1), head.weight, getattr(head, "bias", None), targets.flatten())
 
-    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+    def hidden(self, tokens: torch.Tensor, numbers: torch.Tensor | None = None) -> torch.Tensor:
         """Return the last hidden states, (rows, T, width)."""
         arguments: dict[str, torch.Tensor] = {}
         if self.document_mask:
-            numbers = document_numbers(tokens, self.eos)
+            numbers = document_numbers(tokens, self.eos) if numbers is None else numbers
             allowed = document_attention(numbers)
             if self.model.config._attn_implementation == "eager":  # adds its mask to the scores
                 dtype = next(self.model.parameters()).dtype

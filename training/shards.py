@@ -363,7 +363,9 @@ class TokenSource:
             start = sequence * self.sequence_length
             return [(start, start + self.sequence_length + 1, 0, False)]
         if self.rows == "best-fit":
-            return [(start, start + tokens, at, context) for start, tokens, at, context in self._plan[sequence].tolist()]
+            return [
+                (start, start + tokens, at, context) for start, tokens, at, context in self._plan[sequence].tolist()
+            ]
         return [(int(self._starts[sequence]), int(self._stops[sequence]), 1, False)]
 
     def _copy(self, start: int, stop: int, tokens: np.ndarray, trained: np.ndarray) -> None:
@@ -409,11 +411,21 @@ class TokenSource:
             ids = self._open(shard.tokens, self._dtype.str)
             yield Documents(starts + (end - shard.count), lengths, ids[starts + lengths - 1] != self.eos)
 
+    def longer(self) -> pa.Table:
+        """Return the spans of documents longer than a row, of SPAN_SCHEMA."""
+        found = [
+            spans.filter(pc.greater(spans.column("tokens"), self.sequence_length))
+            for spans in (self._spans(shard.spans) for shard in self._shards)
+        ]
+        return pa.concat_tables([SPAN_SCHEMA.empty_table(), *found])
+
     def _document_bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the first token of every document, and the one after its row's last: 16 bytes a document."""
         parts = [(part.starts, part.lengths) for part in self.documents()]
         none = np.empty(0, dtype=np.int64)
-        starts, lengths = (np.concatenate([none, *column]) for column in (zip(*parts, strict=True) if parts else ((), ())))
+        starts, lengths = (
+            np.concatenate([none, *column]) for column in (zip(*parts, strict=True) if parts else ((), ()))
+        )
         if self.over_long == "drop":
             fits = lengths <= self.sequence_length
             starts, lengths = starts[fits], lengths[fits]

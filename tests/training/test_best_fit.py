@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -38,7 +39,6 @@ def packed(folder: Path, lengths: list[int], closed: bool = True, shards: int = 
     return documents
 
 
-
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.integers(2, 40))
 def test_rows_are_as_full_as_one_by_one_best_fit_makes_them(sizes: list[int], room: int) -> None:
@@ -51,7 +51,7 @@ def test_rows_are_as_full_as_one_by_one_best_fit_makes_them(sizes: list[int], ro
         left += [room] if not fitting else []
         left[row] -= size
     pieces, rows = best_fit.best_fit(np.array(sizes), room)
-    found = [room - sum(sizes[piece] for piece in pieces[low:high]) for low, high in zip(rows, rows[1:], strict=False)]
+    found = [room - sum(sizes[piece] for piece in pieces[low:high]) for low, high in itertools.pairwise(rows)]
     assert sorted(found) == sorted(left) and sorted(pieces.tolist()) == list(range(len(sizes)))
 
 
