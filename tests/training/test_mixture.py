@@ -137,7 +137,9 @@ def test_planned_and_realised_token_shares_agree_to_a_thousandth(data: st.DataOb
 
 
 def test_a_ramp_is_a_straight_line() -> None:
-    ramp = PhaseSettings(name="ramp", steps=1000, weights={"stories": 3, "web": 1}, end_weights={"web": 1, "textbooks": 1})
+    ramp = PhaseSettings(
+        name="ramp", steps=1000, weights={"stories": 3, "web": 1}, end_weights={"web": 1, "textbooks": 1}
+    )
     mixture = Mixture(SIZES, [phase(5, stories=1), ramp, phase(5, web=1)], 16, 1e9, seed=1)
     begin, end = np.array([0.75, 0, 0.25]), np.array([0, 0.5, 0.5])
     totals = np.zeros(3)
