@@ -13,16 +13,22 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:1] = [str(ROOT), str(ROOT / "platform")]  # in place of this folder, where `training` is another file
 
+if TYPE_CHECKING:
+    from training.shards import Rows
+
 SHAPES = ((32, 256), (256, 512), (1024, 2048))
 """Rows per batch and tokens per row: the demo's, phi2-zh's order of size, phi-1's."""
+CUTS: Sequence[Rows] = ("windows", "best-fit")
 SHARES = {"web": 0.6, "textbooks": 0.3, "code": 0.1}
 SHARD_TOKENS = 1 << 20
 
@@ -40,7 +46,7 @@ def main() -> None:
         for name, share in SHARES.items():
             write_source(folders[name], int(share * arguments.tokens))
         for rows, length in SHAPES:
-            for cut in ("windows", "best-fit"):
+            for cut in CUTS:
                 ours = batches_per_second(folders, rows, length, cut, arguments.seconds) * rows * length
                 bare = bare_copies(folders["web"], rows, length, arguments.seconds / 4)
                 print(
@@ -56,7 +62,7 @@ def write_source(folder: Path, tokens: int) -> None:
 
     random = np.random.default_rng(0)
 
-    def builders():
+    def builders() -> Iterator[ShardBuilder]:
         for _ in range(max(1, tokens // SHARD_TOKENS)):
             builder = ShardBuilder(eos=0, vocabulary=50_257)
             for number in range(SHARD_TOKENS // 200):
@@ -67,8 +73,8 @@ def write_source(folder: Path, tokens: int) -> None:
     write_shard_folder(folder, builders())
 
 
-def batches_per_second(folders: dict[str, Path], rows: int, length: int, cut: str, seconds: float) -> float:
-    """Return batches per processor second, median over batches."""
+def batches_per_second(folders: dict[str, Path], rows: int, length: int, cut: Rows, seconds: float) -> float:
+    """Return batches per processor second, over all batches together."""
     from training.loader import Loader
     from training.mixture import Mixture, PhaseSettings
     from training.shards import TokenSource
