@@ -403,6 +403,13 @@ class TokenSource:
         spans = pq.read_table(self.folder / name)
         return spans.filter(pc.equal(spans.column("split"), self.split))
 
+    def ids(self, start: int, stop: int) -> np.ndarray:
+        """Return the tokens from `start` to `stop` (excluded), counted over all shards, in the shards' dtype."""
+        parts = [
+            self._open(shard.tokens, self._dtype.str)[low:high] for shard, low, high in self._in_shards(start, stop)
+        ]
+        return np.concatenate(parts)
+
     def documents(self) -> Iterator[Documents]:
         """Yield the documents of shard after shard."""
         for shard, end in zip(self._shards, self._ends, strict=True):
