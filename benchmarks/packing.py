@@ -95,7 +95,7 @@ def print_rows(folder: Path) -> None:
     tokenizer = Tokenizer.from_file(str(folder / "store/artifacts/tokenizer/tokenizer/tokenizer.json"))
     tokenizer.encode_special_tokens = True
     builder = ShardBuilder(eos=0, vocabulary=VOCABULARY)
-    lengths = []
+    lengths: list[int] = []
     for texts in (part.column("text").to_pylist() for part in parts_of(folder)):
         for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
             key = len(lengths).to_bytes(16, "big")

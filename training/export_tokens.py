@@ -13,7 +13,7 @@ from hornbook.errors import DataError
 from hornbook.settings import Settings
 from hornbook.stage import Expected, Input, Produces, Stage, StageContext, StageResult
 from training.packed import describe, shard_index
-from training.shards import SPLITS, Shard, TokenSource
+from training.shards import SPLITS, Shard, Split, TokenSource
 from training.token_files import write_data, write_dataset, write_rows
 
 FOLDER = "files"
@@ -94,7 +94,7 @@ class ExportTokens(Stage):
             rows = write_rows(folder, _rows(pieces, length), self.settings.nodes)
         return {f"{split}_rows": rows, f"{split}_left_out": tokens - rows * length}
 
-    def _write_dataset(self, folder: Path, split: str, source: TokenSource) -> dict[str, int]:
+    def _write_dataset(self, folder: Path, split: Split, source: TokenSource) -> dict[str, int]:
         written = 0
         shards = len(source.index.splits[split])
         for number, documents in enumerate(source.documents()):

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from hornbook.stage import StageContext, StageResult
 from training.over_long import report_over_long
+from training.shards import Rows
 from training.tuning import Tuning, TuningLoopSettings, TuningSettings
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Sft(Tuning):
 
     def with_rows(self, job: Job) -> Job:
         """Return the job with conversations laid into rows as the settings say."""
-        rows = "documents" if self.settings.packing == "none" else "best-fit"
+        rows: Rows = "documents" if self.settings.packing == "none" else "best-fit"
         return replace(job, rows=rows, over_long="cut" if self.settings.over_long == "cut" else "drop")
 
     def run(self, context: StageContext) -> StageResult:
