@@ -29,10 +29,10 @@ from training.best_fit import Documents, OverLong, RowPlan, cached_plan
 
 FORMAT_VERSION = 1
 INDEX = "shards.json"
-SPLITS = ("train", "validation")
 OPEN_FILES = 128
 
 Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
 Rows = Literal["windows", "best-fit", "documents", "pairs"]
 
 SPAN_SCHEMA = pa.schema(
