@@ -227,7 +227,10 @@ class Mixture:
                 Fraction(weights.get(name, 0)) / each for name, each in zip(self.sources, self._row_tokens, strict=True)
             ]
         if not sum(rows):
-            raise RecipeError(f"phase {phase!r}: no source holds a whole sequence", "shorten loop.sequence_length")
+            raise RecipeError(
+                f"phase {phase!r}: no source holds a whole sequence",
+                "make more documents, or choose another loop.sequence_length",
+            )
         return [row / sum(rows) for row in rows]
 
     def _check_weights(self, phase: str, weights: Mapping[str, float]) -> None:

@@ -152,7 +152,7 @@ class ShardBuilder:
 
     def files(self) -> dict[str, bytes]:
         """Return the shard files by role: `train`, `validation`, `train-mask`, `validation-mask`; empty ones left out."""
-        files = {split: b"".join(array.tobytes() for array in self._ids[split]) for split in SPLITS}
+        files = {str(split): b"".join(array.tobytes() for array in self._ids[split]) for split in SPLITS}
         if self.masked:
             files |= {f"{split}-mask": b"".join(array.tobytes() for array in self._trained[split]) for split in SPLITS}
         return {role: data for role, data in files.items() if data}
