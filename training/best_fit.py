@@ -56,10 +56,12 @@ class RowPlan:
     Attributes:
         pieces: of PIECE, row after row.
         rows: int64 (rows + 1,): where each row's pieces begin in `pieces`.
+        tokens: of all rows, context left out.
     """
 
     pieces: np.ndarray
     rows: np.ndarray
+    tokens: int
 
     def __len__(self) -> int:
         return len(self.rows) - 1
@@ -67,14 +69,6 @@ class RowPlan:
     def __getitem__(self, row: int) -> np.ndarray:
         """Return the pieces of a row, in the order of their places."""
         return self.pieces[self.rows[row] : self.rows[row + 1]]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all rows that may be targets."""
-        return sum(
-            int(block["tokens"].sum(dtype=np.int64)) - int(block["context"].sum())
-            for block in np.array_split(self.pieces, max(1, len(self.pieces) // GROUP))
-        )
 
 
 def cached_plan(name: str, documents: Iterable[Documents], row: int, over_long: OverLong) -> RowPlan:
@@ -104,11 +98,12 @@ def cached_plan(name: str, documents: Iterable[Documents], row: int, over_long: 
                 ) from error
         finally:
             shutil.rmtree(making, ignore_errors=True)
-    return RowPlan(_mapped(folder / "pieces.bin", PIECE), _mapped(folder / "rows.bin", np.dtype("<i8")))
+    tokens = int((folder / "tokens").read_text())
+    return RowPlan(_mapped(folder / "pieces.bin", PIECE), _mapped(folder / "rows.bin", np.dtype("<i8")), tokens)
 
 
 def _write(folder: Path, documents: Iterable[Documents], row: int, over_long: OverLong) -> None:
-    written = 0
+    written = tokens = 0
     with (folder / "pieces.bin").open("wb") as pieces, (folder / "rows.bin").open("wb") as rows:
         rows.write(np.zeros(1, "<i8").tobytes())
         for group in _groups(documents):
@@ -116,6 +111,8 @@ def _write(folder: Path, documents: Iterable[Documents], row: int, over_long: Ov
             pieces.write(found.pieces.tobytes())
             rows.write((found.rows[1:] + written).astype("<i8").tobytes())
             written += len(found.pieces)
+            tokens += found.tokens
+    (folder / "tokens").write_text(str(tokens))
 
 
 def _groups(documents: Iterable[Documents]) -> Iterator[Documents]:
@@ -154,7 +151,7 @@ def lay_out(documents: Documents, row: int, over_long: OverLong = "split") -> Ro
     opener = np.where(pieces["context"][first], 0, 1)  # a document's first token follows an end-of-text token
     ahead = np.cumsum(sizes) - sizes  # sizes of all pieces before, this row's and the earlier ones'
     pieces["place"] = ahead - np.repeat(ahead[first] - opener, np.diff(rows))
-    return RowPlan(pieces, rows)
+    return RowPlan(pieces, rows, int(pieces["tokens"].sum(dtype=np.int64)) - int(pieces["context"].sum()))
 
 
 def _cut(documents: Documents, row: int) -> tuple[np.ndarray, np.ndarray]:
