@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hornbook.artifact import Artifact
 from hornbook.errors import RecipeError
 from training.archive import Archive
+from training.best_fit import OverLong
 from training.low_rank import LoraSettings
 from training.mixture import Mixture, PhaseSettings
 from training.settings import LoopSettings
 from training.shards import Rows, ShardIndex, Split, TokenSource
+from training.stretches import WhenDry
 from training.trunk import Trunk, branch_off
 
 if TYPE_CHECKING:
@@ -69,6 +72,8 @@ class Job:
         preference: the settings of preference tuning, if rows are pairs.
         lora: train adapters of this size only.
         trunk: the checkpoint of another run that this one branches off from; the phases follow it.
+        epoch_caps, when_dry: of the mixture; see there.
+        over_long: what becomes of documents longer than a row; see `training.shards.TokenSource`.
     """
 
     settings: LoopSettings
@@ -85,11 +90,21 @@ class Job:
     preference: Preference | None = None
     lora: LoraSettings | None = None
     trunk: Trunk | None = None
+    epoch_caps: Mapping[str, float] = field(default_factory=dict)
+    when_dry: WhenDry = "refuse"
+    over_long: OverLong = "split"
+
+    @cached_property
+    def steps(self) -> int:
+        """Optimizer steps in all, those before a branch included, as the mixture plans them."""
+        return self.mixture(self.open("train")).steps
 
     @property
-    def steps(self) -> int:
-        """Optimizer steps in all, those before a branch included."""
-        return sum(phase.steps for phase in self.phases) + (self.trunk.step if self.trunk else 0)
+    def document_mask(self) -> bool:
+        """Whether rows hold documents that must not see each other; conversations never may."""
+        if self.rows == "best-fit":
+            return self.settings.document_mask or any(source.numbered for source in self.open("train").values())
+        return self.settings.document_mask and self.rows == "windows"
 
     @property
     def archive(self) -> Archive | None:
@@ -108,7 +123,9 @@ class Job:
         """Open the corpora, on the node that reads them."""
         length = self.settings.sequence_length
         return {
-            corpus.name: TokenSource(corpus.folder.local_folder(), split, length, self.rows, corpus.index)
+            corpus.name: TokenSource(
+                corpus.folder.local_folder(), split, length, self.rows, corpus.index, self.over_long
+            )
             for corpus in self.corpora
         }
 
@@ -116,7 +133,12 @@ class Job:
         """Return the plan of the batches. Raises RecipeError as Mixture does, and DataError as `branch_off`."""
         sizes = {name: len(source) for name, source in sources.items()}
         own = (sizes, self.phases, self.settings.global_batch, self.max_epochs, self.seed)
-        return Mixture(*own) if self.trunk is None else branch_off(self.trunk, sources, *own)
+        more: dict[str, Any] = {
+            "row_tokens": {name: source.row_tokens for name, source in sources.items()},
+            "epoch_caps": self.epoch_caps,
+            "when_dry": self.when_dry,
+        }
+        return Mixture(*own, **more) if self.trunk is None else branch_off(self.trunk, sources, *own, **more)
 
     def model(self) -> PreTrainedModel:
         """Return the model to train, plain, float32, on the CPU.
@@ -207,7 +229,7 @@ class Job:
         if self.lora is not None:
             plain = LowRankModel(plain, self.lora, self.seed).model
         if self.preference is None:
-            model = LanguageModel(plain, eos, self.settings.document_mask)
+            model = LanguageModel(plain, eos, self.document_mask)
         else:
             model = PreferenceModel(plain, eos, self.preference.beta, self.preference.length_normalised)
         sizes = {corpus.name: corpus.bytes_per_token for corpus in self.corpora if corpus.bytes_per_token}

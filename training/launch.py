@@ -21,6 +21,7 @@ from hornbook.stage import StageContext, StageResult, TokenLocation
 from training.hf_folder import write_hf_folder
 from training.job import Corpus, Job
 from training.metrics import METRICS, json_ready, parse_metrics
+from training.mixture import with_realised
 from training.packed import describe, shard_index, tokenizer_hash
 from training.sigterm import Sigterm
 from training.trunk import NOTE, note_trunk
@@ -132,9 +133,9 @@ def run_job(
     if job.archive:
         shutil.rmtree(job.folder, ignore_errors=True)  # a cache that nobody asks again
     rows = list(parse_metrics(context.artifact.store.read(f"{context.artifact.folder}/{METRICS}").decode()))
-    shares = [vars(share) for share in mixture.shares() if share.sequences]
+    drawn = {"mixture": with_realised(mixture, rows), "dry": [vars(dry) for dry in mixture.dry]}
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    figures = _figures(rows) | {"parameters": parameters, "mixture": shares}
+    figures = _figures(rows) | {"parameters": parameters} | drawn
     if job.trunk:
         figures["fork"] = {"from": job.trunk.name, "step": job.trunk.step}
         files.append(NOTE)

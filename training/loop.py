@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -28,7 +28,7 @@ from training.optimizer import Average, Guard, make_optimizer
 from training.parallel import World, begin_microbatch, parallelize
 from training.preference_model import PreferenceModel, reference_log_probabilities
 from training.saver import Saver, check_best_by, wants_validation
-from training.schedule import learning_rate_share
+from training.schedule import LearningRates
 from training.settings import LoopSettings
 from training.shards import TokenSource
 from training.sigterm import Sigterm
@@ -108,28 +108,23 @@ def train(
             archive.get_metrics(folder / METRICS)
         metrics = MetricsFile(folder / METRICS, first)
     held_out = Validation(validation, settings.validation_rows, settings.microbatch)
+    mixture, steps = loader.mixture, loader.mixture.steps
+    learning_rate = LearningRates(settings.peak_rate, settings.schedule, mixture.legs())
     saver = Saver(
-        folder / "checkpoints",
-        settings,
-        data,
-        architecture,
-        loader.mixture.plan(),
-        archive,
-        trunk.name if trunk else "",
+        folder / "checkpoints", settings, data, architecture, mixture.plan(), archive, trunk.name if trunk else ""
     )
     sigterm = Sigterm()
-    steps = loader.mixture.steps
     batches = loader.batches(first, steps, world.rank, world.size)
     done, stopped = first, False
     began, waited = time.perf_counter(), 0.0
     try:
         for batch in batches:
-            rate = settings.peak_rate * learning_rate_share(settings.schedule, batch.step, steps)
+            rate = learning_rate(batch.step)
             wishes = (stop(), save_now()) if world.rank == 0 else (False, False)
-            agreed, targets, tokens, digest = _agree(batch, (*wishes, sigterm.received, *saver.state()), world)
+            counts, agreed = _agree(batch, (*wishes, sigterm.received, *saver.state()), world)
             saver.advance(running=agreed[3], failed=agreed[4])
             stopping, hurry = bool(agreed[0] or agreed[2]), bool(agreed[1])
-            loss, norm, figures = _gradients(model, batch, targets, settings.clip, world, seed)
+            loss, norm, figures = _gradients(model, batch, counts.targets, settings.clip, world, seed)
             if guard.passes(loss, norm):
                 optimizer.set_rate(rate)
                 optimizer.step()
@@ -143,11 +138,12 @@ def train(
                 row |= {f"validation_{figure}": values for figure, values in held_out.figures.items()}
                 row |= _in_bits(row["validation"], bytes_per_token or {})
             now = time.perf_counter()
-            row |= {"tokens": tokens, "seconds": now - began, "tokens_per_second": tokens / (now - began)}
+            row |= {"tokens": counts.tokens, "seconds": now - began, "tokens_per_second": counts.tokens / (now - began)}
             if peak and flops:
                 row["mfu"] = row["tokens_per_second"] * flops / (peak * world.size)
             row |= {"loader_wait_share": (batches.waited - waited) / (now - began)}
-            row |= {"batch_digest": f"{digest:012x}", "skipped": guard.skipped} | saver.figures()
+            row["source_tokens"] = dict(zip(mixture.sources, counts.of_sources, strict=True))
+            row |= {"batch_digest": f"{counts.digest:012x}", "skipped": guard.skipped} | saver.figures()
             began, waited = now, batches.waited
             if metrics is not None:
                 metrics.append(json_ready(row))
@@ -186,13 +182,23 @@ def model_fingerprint(model: LanguageModel) -> str:
     return hashlib.sha256(repr((model.model.config.model_type, shapes, model.document_mask)).encode()).hexdigest()
 
 
-def _agree(batch: Batch, wishes: Sequence[int], world: World) -> tuple[list[int], int, int, int]:
-    """Sum what each rank knows of the global batch, and what it wants: (wishes, targets, tokens, digest)."""
-    own = [batch.targets, batch.tokens, batch.digest, *wishes]
+class _Counts(NamedTuple):
+    """What the ranks' shares of a global batch sum up to."""
+
+    targets: int
+    tokens: int
+    digest: int
+    of_sources: list[int]
+
+
+def _agree(batch: Batch, wishes: Sequence[int], world: World) -> tuple[_Counts, list[int]]:
+    """Sum what each rank knows of the global batch, and what it wants, in one reduction: (counts, wishes)."""
+    own = [batch.targets, batch.tokens, batch.digest, *wishes, *batch.source_tokens]
     sums = torch.tensor(own, dtype=torch.int64, device=world.device)
     dist.all_reduce(sums)
-    targets, tokens, digest, *agreed = sums.tolist()
-    return agreed, targets, tokens, digest % (1 << DIGEST_BITS)
+    targets, tokens, digest, *more = sums.tolist()
+    agreed, of_sources = more[: len(wishes)], more[len(wishes) :]
+    return _Counts(targets, tokens, digest % (1 << DIGEST_BITS), of_sources), agreed
 
 
 def _gradients(

@@ -49,16 +49,20 @@ class LanguageModel(nn.Module):
                 return module
         raise TypeError(f"{type(self.model).__name__} has no list of blocks")
 
-    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the summed loss, float32 scalar. tokens, targets: int64 (rows, T); targets of -100 count nothing."""
-        hidden = self.hidden(tokens)
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor, numbers: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the summed loss, float32 scalar. tokens, targets: int64 (rows, T); targets of -100 count nothing.
+
+        `numbers`, of the same shape, says which document of its row a token belongs to; without, end-of-text tokens do.
+        """
+        hidden = self.hidden(tokens, numbers)
         head = self.model.get_output_embeddings()
         return chunked_cross_entropy(hidden.flatten(0, 1), head.weight, getattr(head, "bias", None), targets.flatten())
 
-    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+    def hidden(self, tokens: torch.Tensor, numbers: torch.Tensor | None = None) -> torch.Tensor:
         """Return the last hidden states, (rows, T, width)."""
         arguments: dict[str, Any] = {}
         if self.document_mask:
-            arguments = document_arguments(self.model, document_numbers(tokens, self.eos))
+            numbers = document_numbers(tokens, self.eos) if numbers is None else numbers
+            arguments = document_arguments(self.model, numbers)
         hidden: torch.Tensor = self.model.base_model(input_ids=tokens, use_cache=False, **arguments).last_hidden_state
         return hidden

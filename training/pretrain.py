@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,7 @@ from training.launch import locate_token, open_corpora, run_job
 from training.mixture import PhaseSettings
 from training.presets import CONTEXT_FIELDS, PRESETS, find_preset
 from training.settings import LoopSettings
+from training.stretches import WhenDry
 from training.tokenizer import load_tokenizer
 from training.trunk import check_place, find_trunk
 
@@ -47,6 +48,19 @@ class PretrainSettings(Settings):
         "step; the phases follow it, the schedule counts from that run's first step. `hornbook fork` writes it.",
     )
     max_epochs: float = Field(4.0, gt=0, description="No source is gone through more often, all phases together.")
+    epoch_caps: dict[str, float] = Field(
+        default_factory=dict, description="The same for single sources, in place of max_epochs."
+    )
+    when_dry: WhenDry = Field(
+        "refuse",
+        description="When a source has been gone through that often. refuse: do not begin. repeat it all the same. renormalise: "
+        "go on with the others, in proportion to their weights. stop: end the run there.",
+    )
+    packing: Literal["concatenate", "best-fit"] = Field(
+        "concatenate",
+        description="concatenate: every row full, documents cut where rows end. best-fit: no document cut that fits into a "
+        "row, a little padding.",
+    )
     loop: LoopSettings = Field(
         LoopSettings(),
         description="How it is trained; what is left open here is as in the preset's paper, if it has one.",
@@ -91,10 +105,10 @@ class Pretrain(Stage):
 
     def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
         """Return the steps and the tokens they take."""
-        steps, loop = sum(phase.steps for phase in self.settings.phases), self.settings.loop  # those after a fork
-        return Expected(
-            planned=steps, unit="steps", rows=steps, tokens=steps * loop.global_batch * loop.sequence_length
-        )
+        loop = self.settings.loop
+        each = loop.global_batch * loop.sequence_length
+        steps = sum(phase.expected_steps(each) for phase in self.settings.phases)  # those after a fork
+        return Expected(planned=steps, unit="steps", rows=steps, tokens=steps * each)
 
     def run(self, context: StageContext) -> StageResult:
         """Train, from the latest checkpoint of an earlier attempt if there is one."""
@@ -125,9 +139,11 @@ class Pretrain(Stage):
         return Job(
             settings=self.settings.loop,
             corpora=corpora,
-            rows="windows",
+            rows="windows" if self.settings.packing == "concatenate" else "best-fit",
             phases=self.settings.phases,
             max_epochs=self.settings.max_epochs,
+            epoch_caps=self.settings.epoch_caps,
+            when_dry=self.settings.when_dry,
             seed=derive_seed(context.seed, "training", *own),
             artifact=context.artifact,
             preset=self.settings.preset,

@@ -21,6 +21,7 @@ from hornbook.artifact import ARTIFACTS, Artifact
 from hornbook.errors import DataError, RecipeError, TrainingError
 from training.metrics import METRICS, parse_metrics
 from training.mixture import Draws, Mixture, PhaseSettings, Share
+from training.schedule import Leg
 
 if TYPE_CHECKING:
     from training.archive import Archive
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from training.shards import TokenSource
 
 NOTE = "fork.json"
+TRUNK = "trunk"
+"""What the phases of a trunk are called together in its branches' shares."""
 PLACE = re.compile(r"[\w.-]+@[1-9]\d*")
 
 
@@ -77,8 +80,8 @@ class Branch(Mixture):
     Args:
         trunk: the mixture of the steps before.
         step: how many of its steps there were.
-        sizes, phases, global_batch, max_epochs, seed: of the steps after it, as Mixture has them; epochs count from the
-            trunk's first step.
+        sizes, phases, global_batch, max_epochs, seed, more: of the steps after it, as Mixture has them; epochs count from
+            the trunk's first step.
 
     Raises:
         RecipeError: as Mixture, or the seed is not the trunk's.
@@ -93,13 +96,14 @@ class Branch(Mixture):
         global_batch: int,
         max_epochs: float,
         seed: int,
+        **more: Any,
     ) -> None:
         if seed != trunk.seed:
             raise RecipeError(
                 "a branch with another seed would see rows again that its trunk has seen",
                 "give the recipe and the stage the trunk's `seed`",
             )
-        super().__init__(sizes, phases, global_batch, max_epochs, seed, trunk.taken_before(step))
+        super().__init__(sizes, phases, global_batch, max_epochs, seed, taken=trunk.taken_before(step), **more)
         self._trunk, self._first = trunk, step
         self.steps += step
 
@@ -112,6 +116,10 @@ class Branch(Mixture):
         """Return what `planned` makes it again from, JSON-ready."""
         return {**super().plan(), "trunk": {"step": self._first, "plan": self._trunk.plan()}}
 
+    def legs(self) -> list[tuple[Leg, int]]:
+        """Return the trunk as one phase, then the branch's own: a schedule spans both."""
+        return [(PhaseSettings(name=TRUNK, steps=self._first), self._first), *super().legs()]
+
     def taken_before(self, step: int) -> dict[str, int]:
         """Return how many draws of each source come before a step."""
         if step <= self._first:
@@ -120,12 +128,19 @@ class Branch(Mixture):
 
     def shares(self) -> list[Share]:
         """Return the planned counts of each phase and source; the trunk's as one phase, `trunk`."""
-        taken = self._trunk.taken_before(self._first)
-        trunk = [Share("trunk", name, count, count / self.sizes[name]) for name, count in taken.items()]
+        before = self._trunk.taken_before(self._first)
+        taken = [before.get(name, 0) for name in self.sources]
+        tokens = [count * each for count, each in zip(taken, self._row_tokens, strict=True)]
+        trunk = [
+            Share(TRUNK, name, count, count / (self.sizes[name] or 1), float(own / sum(tokens)))
+            for name, count, own in zip(self.sources, taken, tokens, strict=True)
+        ]
         return [*trunk, *super().shares()]
 
     def batch(self, step: int) -> Draws:
         """Return the sequences of the global batch of a step (0 is the trunk's first)."""
+        if step >= self.steps:
+            raise IndexError(f"step {step} of {self.steps}")
         if step >= self._first:
             return super().batch(step - self._first)
         draws = self._trunk.batch(step)
@@ -157,6 +172,7 @@ def branch_off(
     global_batch: int,
     max_epochs: float,
     seed: int,
+    **more: Any,
 ) -> Branch:
     """Return a branch's mixture, once it is sure that the steps before it stay what they were.
 
@@ -179,7 +195,7 @@ def branch_off(
             f"{', '.join(changed) or 'a source'} was packed or is cut otherwise",
             "keep the trunk's packed inputs and its loop.sequence_length",
         )
-    return Branch(before, trunk.step, sizes, phases, global_batch, max_epochs, seed)
+    return Branch(before, trunk.step, sizes, phases, global_batch, max_epochs, seed, **more)
 
 
 def find_trunk(artifact: Artifact, place: str) -> Trunk:

@@ -15,7 +15,7 @@ from training.checkpoint import latest
 from training.loader import Loader
 from training.loop import train
 from training.metrics import MetricsFile, read_metrics
-from training.mixture import Mixture, PhaseSettings
+from training.mixture import Mixture, PhaseSettings, with_realised
 from training.model import LanguageModel
 from training.optimizer import Average, Guard, make_optimizer
 from training.parallel import World, join_world, leave_world
@@ -162,3 +162,26 @@ def test_the_average_is_what_its_formula_says(folder: Path, world: World) -> Non
     for name, weights in average.weights.items():
         torch.testing.assert_close(weights, first[name] + 0.25)
     assert not Average(model, None).weights
+
+
+def test_phases_have_schedules_of_their_own_and_their_shares_are_counted(folder: Path, world: World) -> None:
+    sources = open_data(folder)
+    phases = [
+        PhaseSettings(name="stable", steps=6, weights={"a": 1, "b": 3}),
+        PhaseSettings(
+            name="decay",
+            tokens={"a": 4 * 8 * 64},
+            learning_rate=2e-4,
+            schedule=ScheduleSettings(kind="linear", floor=0.5),
+        ),
+    ]
+    sizes = {name: len(source) for name, source in sources.items()}
+    rows_of = {name: source.row_tokens for name, source in sources.items()}
+    mixture = Mixture(sizes, phases, 8, 9, 1, row_tokens=rows_of)
+    run(folder, world, small_model(), Loader(sources, mixture, 8), learning_rate=1e-3, schedule={"kind": "constant"})
+    rows = list(read_metrics(folder / "run" / "metrics.jsonl"))
+    assert [row["lr"] for row in rows] == pytest.approx([1e-3] * 6 + [2e-4, 1e-4 * 5 / 3, 1e-4 * 4 / 3, 1e-4])
+    assert [row["source_tokens"] for row in rows[-5:]] == [{"a": 2 * 64, "b": 6 * 64}] + [{"a": 8 * 64, "b": 0}] * 4
+    found = [(share["phase"], share["source"], share["tokens"], share["share"], share["realised_share"])
+             for share in with_realised(mixture, rows)]  # fmt: skip
+    assert found == [("stable", "a", 768, 0.25, 0.25), ("stable", "b", 2304, 0.75, 0.75), ("decay", "a", 2048, 1, 1)]
