@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from training.checkpoint import Checkpoint
     from training.loop import Outcome
     from training.parallel import World
+    from training.samples import Prompts
 
 
 class Folder(Protocol):
@@ -66,6 +67,7 @@ class Job:
         grow: let that model grow to the preset's size.
         preference: the settings of preference tuning, if rows are pairs.
         lora: train adapters of this size only.
+        tokenizer: where it lies, and in which folder there; read where the loop's settings ask for samples.
     """
 
     settings: LoopSettings
@@ -81,6 +83,7 @@ class Job:
     grow: bool = False
     preference: Preference | None = None
     lora: LoraSettings | None = None
+    tokenizer: tuple[Folder, str] | None = None
 
     @property
     def steps(self) -> int:
@@ -180,8 +183,16 @@ class Job:
         sizes = {corpus.name: corpus.bytes_per_token for corpus in self.corpora if corpus.bytes_per_token}
         return train(
             self.settings, model, loader, self.open("validation"), self.folder, world, self.seed, stop, progress,
-            self.archive, sizes,
+            self.archive, sizes, self._prompts(),
         )  # fmt: skip
+
+    def _prompts(self) -> Prompts | None:
+        from training.samples import read_prompts
+
+        if self.tokenizer is None or not self.settings.sample_prompts:
+            return None
+        artifact, inside = self.tokenizer
+        return read_prompts(self.settings.sample_prompts, artifact.local_folder(inside), chat=self.rows != "windows")
 
     def trained_model(self, found: Checkpoint) -> PreTrainedModel:
         """Return the model of a checkpoint, plain (shared blocks written out, adapters folded in), float32, on the CPU."""

@@ -110,6 +110,7 @@ class Pretrain(Stage):
             overrides={"vocab_size": vocabulary} | self.settings.model,
             start=context.optional_input("model"),
             grow=self.settings.grow,
+            tokenizer=(context.input("tokenizer"), "tokenizer"),
         )
 
 

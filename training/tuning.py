@@ -97,6 +97,7 @@ class Tuning(Stage):
             start=model,
             lora=self.settings.lora,
             preference=self.preference(),
+            tokenizer=(model, "model"),
         )
 
     def _steps(self, rows: int) -> int:

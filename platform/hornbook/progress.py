@@ -33,6 +33,8 @@ class Progress:
         self.rejected = 0
         self.tokens = 0.0
         self.note = ""
+        self.figures = ""
+        self._left: tuple[float, float] | None = None
         self._began = time.monotonic()
         self._gauges: dict[str, Any] = {}
         self._bar: Any = None
@@ -51,6 +53,17 @@ class Progress:
         if self._bar is not None:
             self._bar.update(0, completed=self.done, figures=self._figures())
         self._publish()
+
+    def tell(self, figures: str, left: float) -> None:
+        """Set what is shown in place of the rates since the work began, and the seconds left, as somebody knows them better."""
+        self.figures, self._left = figures, (time.monotonic(), left)
+
+    def say(self, text: str) -> None:
+        """Print lines between the progress."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
     def line(self) -> str:
         """Return the progress as one line of text."""
@@ -84,6 +97,8 @@ class Progress:
     def _figures(self) -> str:
         if self.done == self._done_before:
             return f", none finished yet after {duration(self.seconds)}" + (f", {self.note}" if self.note else "")
+        if self.figures:
+            return f", {self.figures}"
         figures = f", {self._rate():,.1f} {self.unit}/s"
         if self.tokens:
             figures += f", {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s"
@@ -95,6 +110,9 @@ class Progress:
         rate = self._rate()
         if not self.total or self.done >= self.total or rate <= 0:
             return ""
+        if self._left is not None:
+            told, left = self._left
+            return f", ETA {duration(max(0.0, left - (time.monotonic() - told)))}"
         return f", ETA {duration((self.total - self.done) / rate)}"
 
     def _publish(self) -> None:
