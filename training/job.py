@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hornbook.artifact import Artifact
-from hornbook.errors import RecipeError
+from hornbook.errors import RecipeError, TrainingError
 from training.archive import Archive
 from training.low_rank import LoraSettings
 from training.mixture import Mixture, PhaseSettings
@@ -68,6 +68,7 @@ class Job:
         preference: the settings of preference tuning, if rows are pairs.
         lora: train adapters of this size only.
         tokenizer: where it lies, and in which folder there; read where the loop's settings ask for samples.
+        only_preflight: train a few steps, say what the run will take, and leave nothing.
     """
 
     settings: LoopSettings
@@ -84,6 +85,7 @@ class Job:
     preference: Preference | None = None
     lora: LoraSettings | None = None
     tokenizer: tuple[Folder, str] | None = None
+    only_preflight: bool = False
 
     @property
     def steps(self) -> int:
@@ -163,10 +165,20 @@ class Job:
     def train(
         self, world: World, stop: Callable[[], bool], progress: Callable[[dict[str, Any]], None] = lambda row: None
     ) -> Outcome:
-        """Run this process's part of the job; see `training.loop.train`."""
+        """Run this process's part of the job; see `training.loop.train`.
+
+        The tenth row that `progress` is given says what the run will take, as `preflight` (see `training.preflight`).
+
+        Raises:
+            TrainingError: it does not fit into this machine; and as `training.loop.train`.
+        """
+        import torch
+
+        from training import checkpoint
         from training.loader import Loader
-        from training.loop import train
+        from training.loop import Outcome, train
         from training.model import LanguageModel
+        from training.preflight import Enough, Watch, look_ahead
 
         sources = self.open("train")
         loader = Loader(sources, self.mixture(sources), self.settings.microbatch)
@@ -181,10 +193,30 @@ class Job:
         else:
             model = PreferenceModel(plain, eos, self.preference.beta, self.preference.length_normalised)
         sizes = {corpus.name: corpus.bytes_per_token for corpus in self.corpora if corpus.bytes_per_token}
-        return train(
-            self.settings, model, loader, self.open("validation"), self.folder, world, self.seed, stop, progress,
-            self.archive, sizes, self._prompts(),
-        )  # fmt: skip
+        watch = None
+        if self.only_preflight or self.settings.preflight == "auto":
+            found = checkpoint.newest(self.folder / "checkpoints", self.archive)
+            first = found.step if found else 0
+            watch = Watch(look_ahead(self.settings, model, loader, self.folder, world, first), self.only_preflight)
+
+        def watched(row: dict[str, Any]) -> None:
+            if watch:
+                watch.step(row)
+            progress(row)
+            if watch:
+                watch.end()
+
+        try:
+            return train(
+                self.settings, model, loader, self.open("validation"), self.folder, world, self.seed, stop, watched,
+                self.archive, sizes, self._prompts(),
+            )  # fmt: skip
+        except Enough:
+            return Outcome(0, stopped=True)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"the GPU's memory is full: {error}", "lower loop.microbatch, or set loop.checkpoint_blocks: true"
+            ) from error
 
     def _prompts(self) -> Prompts | None:
         from training.samples import read_prompts

@@ -10,7 +10,8 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ MODEL, RAY_FOLDER = "model", "ray-train"
 CPU_WORKERS = 2
 POLL_SECONDS = 0.5
 SHOWN_WAIT = 0.005
+PREFLIGHT_STEPS = 10
 REPORT_STEPS = 10
 GAUGES = {
     "loss": ("hornbook_training_loss", "Training loss of the last step, nats per token."),
@@ -163,7 +165,15 @@ def _latest(job: Job) -> Checkpoint | None:
     return checkpoint.latest(job.folder / "checkpoints", job.archive)
 
 
-def _fit(context: StageContext, job: Job, workers: int | None, max_failures: int, progress: Any, done: int) -> None:
+def _fit(
+    context: StageContext,
+    job: Job,
+    workers: int | None,
+    max_failures: int,
+    progress: Any,
+    done: int,
+    preflight: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -174,7 +184,7 @@ def _fit(context: StageContext, job: Job, workers: int | None, max_failures: int
         f"{context.stage}-{context.run}-{uuid.uuid4().hex[:8]}"  # one used again would bring Ray's own resume into play
     )
     board = _open_board(name)
-    watcher = _Watcher(context, board, progress, done)
+    watcher = _Watcher(context, board, progress, done, preflight)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job, "board": name, "driver": ray.get_runtime_context().get_node_id()},
@@ -201,6 +211,25 @@ def _fit(context: StageContext, job: Job, workers: int | None, max_failures: int
             f"read the workers' logs in Ray's folder, then run again: checkpoints are kept in "
             f"{context.artifact.store.describe(context.artifact.folder)}/checkpoints",
         ) from failure
+
+
+def preflight_table(context: StageContext, job: Job, workers: int | None) -> list[list[str]]:
+    """Train a few steps of a job on its real workers, leave nothing, and return what all of it will take as a table's lines.
+
+    The context's artifact is a scratch one.
+
+    Raises:
+        HornbookError: it cannot fit, or whatever a worker met.
+    """
+    from training.preflight import table
+
+    job = replace(job, only_preflight=True)
+    job.mixture(job.open("train"))  # refuses an impossible mixture before any worker starts
+    job.folder.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {}
+    with context.progress(PREFLIGHT_STEPS, "steps") as progress:
+        _fit(context, job, workers, 0, progress, 0, found.update)
+    return table(found)
 
 
 def _worker_shape(workers: int | None) -> tuple[int, bool, float]:
@@ -317,8 +346,16 @@ def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
 class _Watcher:
     """On the driver: shows the steps that rank 0 reports, publishes them, and passes a stop request on."""
 
-    def __init__(self, context: StageContext, board: Any, progress: Any, done: int) -> None:
+    def __init__(
+        self,
+        context: StageContext,
+        board: Any,
+        progress: Any,
+        done: int,
+        preflight: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
         self._context, self._board, self._progress, self._done = context, board, progress, done
+        self._preflight = preflight or self._tell_preflight
         self._gauges = _Gauges(context)
         self._by_source: dict[str, dict[str, float]] = {}
         self._told = 0.0
@@ -347,13 +384,26 @@ class _Watcher:
             self._by_source |= {key: row[key] for key in GAUGES_BY_SOURCE if row.get(key)}
             self._progress.tell(progress_figures(row, self._by_source.get("validation", {})), row["eta_seconds"])
             self._progress.advance(1, tokens=row["tokens"])
+            if "preflight" in row:
+                self._preflight(row.pop("preflight"))
             self._tell(row)
         if rows:
             self._gauges.set({**rows[-1], **self._by_source})
 
+    def _tell_preflight(self, found: dict[str, Any]) -> None:
+        """Note what the run will take; of a long one, say it."""
+        from training.preflight import LONG_SECONDS, lines
+
+        self._context.events.emit("preflight", stage=self._context.stage, **found)
+        if found["seconds"] >= LONG_SECONDS:
+            self._progress.say("\n".join(f"{self._context.stage}: {line}" for line in lines(found)))
+
     def _tell(self, row: dict[str, Any]) -> None:
         """Note in the run's record what is worth it: validations, samples, and now and then a step."""
         stage, emit, samples = self._context.stage, self._context.events.emit, row.pop("samples", [])
+        for text in row.pop("warnings", []):
+            emit("warning", stage=stage, text=text)
+            self._progress.say(f"{stage}: {text}")
         if "validation" in row:
             emit("validation", stage=stage, **json_ready(row))
         elif time.monotonic() - self._told >= EVENT_SECONDS:

@@ -12,7 +12,7 @@ from hornbook.errors import DataError, RecipeError
 from hornbook.plan import derive_seed
 from hornbook.settings import Settings, nearest, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult, TokenLocation
-from training.launch import locate_token, open_corpora, run_job
+from training.launch import locate_token, open_corpora, preflight_table, run_job
 from training.mixture import PhaseSettings
 from training.presets import PRESETS
 from training.settings import LoopSettings
@@ -87,6 +87,10 @@ class Pretrain(Stage):
                 )
             require_same_words(start.local_folder("model"), tokenizer)
         return run_job(context, self._job(context), tokenizer, self.settings.workers, self.settings.max_failures)
+
+    def preflight(self, context: StageContext) -> Sequence[Sequence[str]]:
+        """Return what the run will take, from its first steps."""
+        return preflight_table(context, self._job(context), self.settings.workers)
 
     def locate_token(self, context: StageContext, step: int, row: int, position: int) -> TokenLocation:
         """Return where a training token came from: batches are a function of (seed, step), so they are planned again."""

@@ -39,7 +39,7 @@ class Record:
         self._recorders = Recorders(names, folder, first, folder.name)
 
     def step(self, row: dict[str, Any]) -> None:
-        """Record a step's figures, and what the model wrote after it, if it did."""
+        """Record a step's figures, and what the model wrote after it, if it did; what went wrong is added as `warnings`."""
         if not self._here:
             return
         figures = {key: value for key, value in row.items() if key != "samples"}
@@ -50,6 +50,8 @@ class Record:
             self._samples.append({"step": row["step"], "samples": row["samples"]})
             if row["step"] > self._sampled:  # else an earlier attempt recorded the same; TensorBoard replaces no texts
                 self._recorders.texts(row["step"], row["samples"])
+        if self._recorders.problems:  # a worker's own warnings end in its log, which nobody reads
+            row["warnings"], self._recorders.problems = self._recorders.problems, []
 
     def keep(self) -> None:
         """Make all of it outlive this process: a checkpoint comes next, and no resume makes its steps again."""

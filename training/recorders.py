@@ -66,10 +66,14 @@ class Recorders:
         folder: the run's; each writes below a folder of its own name, unless its environment variables send it elsewhere.
         first: steps that the resumed checkpoint holds; what was recorded of later ones is replaced or passed over.
         title: what the run is called where runs of many machines meet.
+
+    Attributes:
+        problems: what failed, in words; whoever shows them takes them out.
     """
 
     def __init__(self, names: Sequence[Recorded], folder: Path, first: int, title: str) -> None:
         self._recorders: dict[str, Recorder] = {}
+        self.problems: list[str] = []
         for name in names:
             self._guarded(name, partial(self._open, name, folder, first, title))
 
@@ -103,10 +107,9 @@ class Recorders:
             self._recorders.pop(name, None)
             missing = isinstance(error, ModuleNotFoundError)
             cure = f"; pip install {PACKAGES[name]}" if missing else ""
-            warnings.warn(
-                f"nothing more is recorded in {name}: {type(error).__name__}: {error}{cure}; metrics.jsonl goes on",
-                stacklevel=4,
-            )
+            text = f"nothing more is recorded in {name}: {type(error).__name__}: {error}{cure}; metrics.jsonl goes on"
+            self.problems.append(text)
+            warnings.warn(text, stacklevel=4)
 
 
 class TensorBoard:

@@ -11,7 +11,7 @@ from pydantic import Field
 from hornbook.plan import derive_seed
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult, TokenLocation
-from training.launch import locate_token, open_corpora, run_job
+from training.launch import locate_token, open_corpora, preflight_table, run_job
 from training.low_rank import LoraSettings
 from training.mixture import PhaseSettings
 from training.schedule import ScheduleSettings
@@ -70,6 +70,10 @@ class Tuning(Stage):
         """Tune, from the latest checkpoint of an earlier attempt if there is one."""
         tokenizer = context.input("model").local_folder("model")
         return run_job(context, self._job(context), tokenizer, self.settings.workers, self.settings.max_failures)
+
+    def preflight(self, context: StageContext) -> Sequence[Sequence[str]]:
+        """Return what the tuning will take, from its first steps."""
+        return preflight_table(context, self._job(context), self.settings.workers)
 
     def locate_token(self, context: StageContext, step: int, row: int, position: int) -> TokenLocation:
         """Return where a token came from: each row is one conversation, or one pair, in its chosen answer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,9 @@ def test_wandb_keeps_an_offline_run_and_doubles_no_step(tmp_path: Path, monkeypa
             )
             recorders.texts(step, [sample])
         recorders.close()
-    history = offline_history(tmp_path / "wandb")
+    deadline = time.monotonic() + 30
+    while len(history := offline_history(tmp_path / "wandb")) < 5 and time.monotonic() < deadline:
+        time.sleep(0.1)  # a process of wandb's own writes the last of it
     assert [row["_step"] for row in history] == [1, 2, 3, 4, 5]
     assert [row["train/loss"] for row in history] == [4.0 / step for step in range(1, 6)]
     assert all(row["speed/mfu"] == 0.25 and row["validation/web"] == 3.0 and "samples" in row for row in history)
