@@ -10,6 +10,7 @@ With N parameters, of them t trained, W workers that share them, b bytes of the 
     reduction      (b + 4) x the largest group of parameters: its whole gradient, and what is summed over the workers
     activations    what the backward pass needs of the forward one, plus the largest block's gradients
     loss           hidden states' gradient, the head's in float32, and a chunk of logits
+    overhead       a tenth of all that: what allocators and kernels take for themselves (6% to 15% on a CPU)
 
 The activations are not a formula: one forward pass is run on the meta device, where tensors have shapes and no memory, and what
 autograd keeps is added up. So they hold for any architecture; attention counts as fused (queries, keys, values, output).
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from training.settings import LoopSettings
 
 
+OVERHEAD = 0.1
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes of one worker at the worst moment of a step."""
@@ -45,6 +49,7 @@ class Memory:
     reduction: float
     activations: float
     loss: float
+    overhead: float
 
     @property
     def total(self) -> float:
@@ -127,18 +132,19 @@ class MemoryModel:
         on_gpu = self.device.type == "cuda"
         gathered = min(shape.parameters, shape.root + 2 * shape.block) if on_gpu else shape.parameters
         chunk = min(tokens, max(1, CHUNK_LOGITS.get(self.device.type, 1 << 26) // shape.vocabulary))
-        return Memory(
-            weights=4 * shape.parameters / workers,
-            gradients=4 * shape.trained / workers + (4 * shape.trained if share > settings.microbatch else 0),
-            optimizer=(8 * (shape.trained - by_muon) + 4 * by_muon) / workers,
-            average=4 * shape.parameters / workers if settings.average is not None else 0,
-            gathered=size * gathered,
-            reduction=(size + 4) * max(shape.root, shape.block),
-            activations=self._activations(settings, rows, dtype),
-            loss=size * tokens * shape.width
+        parts = {
+            "weights": 4 * shape.parameters / workers,
+            "gradients": 4 * shape.trained / workers + (4 * shape.trained if share > settings.microbatch else 0),
+            "optimizer": (8 * (shape.trained - by_muon) + 4 * by_muon) / workers,
+            "average": 4 * shape.parameters / workers if settings.average is not None else 0,
+            "gathered": size * gathered,
+            "reduction": (size + 4) * max(shape.root, shape.block),
+            "activations": self._activations(settings, rows, dtype),
+            "loss": size * tokens * shape.width
             + 4 * shape.vocabulary * shape.width
             + (8 + 2 * size) * chunk * shape.vocabulary,
-        )
+        }
+        return Memory(**parts, overhead=OVERHEAD * sum(parts.values()))
 
     def _activations(self, settings: LoopSettings, rows: int, dtype: torch.dtype) -> float:
         key = rows, settings.sequence_length, dtype
