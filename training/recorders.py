@@ -152,12 +152,13 @@ class MLflow:
         from mlflow.tracking import MlflowClient
 
         home = folder / "mlflow"
-        address = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
-        if address.startswith("sqlite:"):
+        files = None
+        if not (address := os.environ.get("MLFLOW_TRACKING_URI", "")):
             home.mkdir(parents=True, exist_ok=True)
+            address, files = f"sqlite:///{home / 'mlflow.db'}", str(home / "files")
         self._client = MlflowClient(tracking_uri=address)
         known = self._client.get_experiment_by_name(PROJECT)
-        experiment = known.experiment_id if known else self._client.create_experiment(PROJECT)
+        experiment = known.experiment_id if known else self._client.create_experiment(PROJECT, files)
         mark = _identity(folder)
         runs = self._client.search_runs([experiment], f"tags.`hornbook.run` = '{mark}'")
         self._fresh = not runs

@@ -198,7 +198,7 @@ def offline_history(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for file in sorted(folder.rglob("*.wandb")):
         for data in log_records(file.read_bytes()[7:]):
-            record = wandb_internal_pb2.Record()
+            record: Any = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
             record.ParseFromString(data)
             if record.WhichOneof("record_type") == "history":
                 items = record.history.item
