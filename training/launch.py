@@ -223,7 +223,9 @@ def preflight_table(context: StageContext, job: Job, workers: int | None) -> lis
     """
     from training.preflight import table
 
-    job = replace(job, only_preflight=True)
+    never = 10**9
+    quiet = {"validate_every": never, "checkpoint_every": never, "record": (), "sample_prompts": (), "profile": None}
+    job = replace(job, only_preflight=True, settings=job.settings.model_copy(update=quiet))
     job.mixture(job.open("train"))  # refuses an impossible mixture before any worker starts
     job.folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}

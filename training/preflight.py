@@ -111,7 +111,7 @@ def look_ahead(
         steps=steps,
         left=steps - first,
         checkpoint=state * world.size,
-        checkpoints=settings.keep_checkpoints + 1 - len(list((folder / "checkpoints").glob("step-*"))),
+        checkpoints=max(1, settings.keep_checkpoints + 1 - len(list((folder / "checkpoints").glob("step-*")))),
         disk=_least(float(shutil.disk_usage(folder).free), world),
         loader=_loader_speed(loader, first, world),
     )

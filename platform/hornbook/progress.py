@@ -12,6 +12,8 @@ import time
 from typing import Any, TextIO
 
 LOG_SECONDS = 10.0
+WIDE = 120
+"""Columns of a terminal that has room for a long bar."""
 MOST_TIMES = 6
 """While nothing is finished, lines come ever less often, up to so many times LOG_SECONDS apart: an engine may load for minutes."""
 
@@ -51,7 +53,7 @@ class Progress:
         self.tokens += tokens
         self.note = note or self.note
         if self._bar is not None:
-            self._bar.update(0, completed=self.done, figures=self._figures())
+            self._bar.update(0, completed=self.done, figures=self._figures().removeprefix(", "))
         self._publish()
 
     def tell(self, figures: str, left: float) -> None:
@@ -158,16 +160,20 @@ def _rich_bar(stage: str, total: int, done: int) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
+    from rich.table import Column
 
+    console = Console(stderr=True)
     bar = RichProgress(
         TextColumn("{task.description:<12}"),
-        BarColumn(),
+        BarColumn(bar_width=20 if console.width >= WIDE else 10),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        # Where the line is too long, the last figures are cut off and not the count or the ETA.
+        TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        console=console,
+        expand=True,
     )
     bar.add_task(stage, total=total or None, completed=done, figures="")
     bar.start()
