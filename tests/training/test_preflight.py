@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,7 +98,7 @@ def test_what_does_not_fit_is_refused_with_what_would(
     monkeypatch.setattr(preflight, "free_memory", lambda world: 4.0 * needed)
     found = look_ahead(settings(), model, loader, tmp_path / "run", world, 0)
     assert found.loader > 0 and found.left == found.steps == 14
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: (10**9, 10**9, 1000))
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(TrainingError, match=r"checkpoints do not fit: 3 of"):
         look_ahead(settings(), model, loader, tmp_path / "run", world, 0)
 
