@@ -15,7 +15,8 @@ queries), V the vocabulary and L the blocks, the weights that multiply a token a
     Phi (phi-1, 1.5, 2)                       L (2dh + 2dk + 2df) + dV   side by side or in a row is the same count
     GPT-Neo (TinyStories)                     L (4dd + 2df) + dV         local attention (256 tokens) counts as the whole row
 
-They are counted from the model's own parameters, so any other architecture counts, too.
+They are counted from the model's own parameters, so other architectures count, too. Known is only what stands in linear layers:
+experts, state spaces and convolutions are not multiplied by every token once, so a model that has any has no figure.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from training.layer_sharing import RepeatedBlock
 
@@ -38,8 +40,13 @@ PEAKS = {"H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12, "L40S"
 MEASURED_SIZE, MEASURED_SECONDS = 1024, 0.15
 
 
-def flops_per_token(model: LanguageModel, sequence_length: int) -> int:
-    """Return floating-point operations of training on one token, forward and backward, at a sequence length."""
+def flops_per_token(model: LanguageModel, sequence_length: int) -> int | None:
+    """Return floating-point operations of training on one token, forward and backward, at a sequence length.
+
+    None where the formula does not hold; see above.
+    """
+    if not _is_plain(model):
+        return None
     products = 0
     for block in model.blocks:
         times = block.times if isinstance(block, RepeatedBlock) else 1
@@ -56,6 +63,22 @@ def flops_per_token(model: LanguageModel, sequence_length: int) -> int:
 def _products(weight: torch.Tensor) -> int:
     """Return the operations a token takes with one matrix; a frozen one needs no gradient of its own."""
     return (6 if weight.requires_grad else 4) * weight.numel()
+
+
+def _is_plain(model: LanguageModel) -> bool:
+    """Say whether blocks attend, and all their matrices are those of linear layers that see every token."""
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
+
+    config = model.model.config
+    if not getattr(config, "num_attention_heads", None) or not getattr(config, "hidden_size", None):
+        return False
+    if any("expert" in name for name, _ in model.blocks.named_modules()):
+        return False
+    modules = [module for block in model.blocks for module in block.modules()]
+    linear = {
+        parameter for module in modules if isinstance(module, nn.Linear | Conv1D) for parameter in module.parameters()
+    }
+    return all(parameter in linear for parameter in model.blocks.parameters() if parameter.ndim >= 2)
 
 
 def peak_flops(device: torch.device) -> float | None:

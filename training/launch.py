@@ -338,11 +338,16 @@ def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "validation": validated[-1] if validated else {},
         **{key: rows[-1][key] for key in ("bits_per_byte", "perplexity") if key in rows[-1]},
         "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
-        "mfu": round(sum(row["mfu"] * row["seconds"] for row in rows) / max(seconds, 1e-9), 4),
+        **({"mfu": _mean("mfu", rows)} if "mfu" in rows[-1] else {}),
         "memory_bytes": max(row["memory_bytes"] for row in rows),
-        "loader_wait_share": round(sum(row["loader_wait_share"] * row["seconds"] for row in rows) / seconds, 6),
+        "loader_wait_share": _mean("loader_wait_share", rows),
         "skipped": rows[-1]["skipped"],
     }
+
+
+def _mean(figure: str, rows: list[dict[str, Any]]) -> float:
+    """Return the mean of a figure over the time that steps took."""
+    return round(sum(row[figure] * row["seconds"] for row in rows) / sum(row["seconds"] for row in rows), 6)
 
 
 class _Watcher:
@@ -434,8 +439,8 @@ class _Gauges:
 
     def set(self, row: Mapping[str, Any]) -> None:
         """Publish a step's figures."""
-        for key, gauge in self._plain.items():
-            gauge.set(row[key])
+        for key in self._plain.keys() & row.keys():
+            self._plain[key].set(row[key])
         for key, gauge in self._by_source.items():
             for source, value in row.get(key, {}).items():
                 gauge.set(value, tags={"source": source})
@@ -446,7 +451,9 @@ def progress_figures(row: Mapping[str, Any], held_out: Mapping[str, float]) -> s
     figures = [f"loss {row['loss']:.3f}"]
     if held_out:
         figures.append(f"held out {sum(held_out.values()) / len(held_out):.3f}")
-    figures += [f"{row['tokens_per_second']:,.0f} tokens/s", f"MFU {row['mfu']:.0%}", size(row["memory_bytes"])]
+    figures.append(f"{row['tokens_per_second']:,.0f} tokens/s")
+    figures += [f"MFU {row['mfu']:.0%}"] if "mfu" in row else []
+    figures.append(size(row["memory_bytes"]))
     figures += [f"lr {row['lr']:.2g}", f"gradient {row['grad_norm']:.2g}"]
     if row["loader_wait_share"] >= SHOWN_WAIT:
         figures.append(f"waiting for data {row['loader_wait_share']:.0%}")

@@ -24,7 +24,7 @@ from training.loader import DIGEST_BITS, Batch, Loader
 from training.model import LanguageModel
 from training.optimizer import Average, Guard, make_optimizer
 from training.pace import Pace
-from training.parallel import World, compute_dtype, parallelize
+from training.parallel import World, begin_microbatch, compute_dtype, parallelize
 from training.preference_model import PreferenceModel, reference_log_probabilities
 from training.profiling import Profile
 from training.record import Record
@@ -80,7 +80,7 @@ def train(
     flops = flops_per_token(model, settings.sequence_length)
     on_gpu = world.device.type == "cuda"
     compiled = on_gpu if settings.compile is None else settings.compile
-    parallelize(model, world, settings.precision, compiled, settings.checkpoint_blocks)
+    parallelize(model, world, settings, compiled)
     optimizer = make_optimizer(model, settings)
     average, guard = Average(model, settings.average), Guard(settings.leap)
     data = loader.fingerprint()
@@ -106,7 +106,7 @@ def train(
     try:
         for batch in batches:
             profile.begin(batch.step + 1)
-            rate = settings.learning_rate * learning_rate_share(settings.schedule, batch.step, steps)
+            rate = settings.peak_rate * learning_rate_share(settings.schedule, batch.step, steps)
             stopping, targets, tokens, digest = _agree(batch, stop() if world.rank == 0 else False, world)
             loss, norm, figures = _gradients(model, batch, targets, settings.clip, world, seed)
             if guard.passes(loss, norm):
@@ -191,7 +191,7 @@ def _gradients(
     total = torch.zeros(1 + len(names), device=world.device)
     last = len(batch.microbatches) - 1
     for number, tensors in enumerate(batch.microbatches):
-        model.set_requires_gradient_sync(number == last)  # type: ignore[operator] # FSDP2's; one reduction a step
+        begin_microbatch(model, number == last)  # one reduction a step
         sums = model(*(tensor.to(world.device) for tensor in tensors)).view(-1) / max(targets, 1)
         (sums[0] * world.size).backward()  # FSDP takes the mean over ranks, the loss is a sum over them
         total += sums.detach()

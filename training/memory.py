@@ -1,24 +1,27 @@
 """What one worker's memory will hold while it trains, reckoned before anything is allocated.
 
-With N parameters, of them t trained, W workers that share them, b bytes of the compute type (2 in bf16, 4 in fp32):
+With N parameters, of them t trained, W workers that share them (those of a group, in hybrid sharding), b bytes of the compute
+type (2 in bf16, 4 in fp32):
 
     weights        4N/W     float32 shards
     gradients      4t/W     and, where a step has several microbatches, 4t more: FSDP sums them up whole
     optimizer      8t/W     AdamW's two moments; Muon has one of its matrices (4)
     average        4N/W     if the settings ask for one
-    gathered       bN       all weights where they stay gathered (CPU); else embedding, head and two blocks
+    gathered       bN       all weights where they stay gathered (zero1); else embedding, head and two blocks
     reduction      (b + 4) x the largest group of parameters: its whole gradient, and what is summed over the workers
     activations    what the backward pass needs of the forward one, plus the largest block's gradients
     loss           hidden states' gradient, the head's in float32, and a chunk of logits
     overhead       a tenth of all that: what allocators and kernels take for themselves (6% to 15% on a CPU)
 
 The activations are not a formula: one forward pass is run on the meta device, where tensors have shapes and no memory, and what
-autograd keeps is added up. So they hold for any architecture; attention counts as fused (queries, keys, values, output).
+autograd keeps is added up. So they hold for any architecture; attention counts as fused (queries, keys, values, output). One that
+does not run there is taken for an ordinary block: 34 bytes a token and unit of width in bf16 (arXiv 2205.05198).
 """
 
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +122,7 @@ class MemoryModel:
 
     def __init__(self, shape: Shape, device: torch.device, rows_per_draw: int = 1) -> None:
         self.shape, self.device, self._each = shape, device, rows_per_draw
-        self._kept: dict[tuple[int, int, torch.dtype], tuple[float, float]] = {}
+        self._kept: dict[tuple[int, int, torch.dtype], Kept] = {}
 
     def __call__(self, settings: LoopSettings, workers: int) -> Memory:
         """Return what one of `workers` workers will hold."""
@@ -129,8 +132,10 @@ class MemoryModel:
         rows = min(settings.microbatch, share) * self._each
         tokens = rows * settings.sequence_length
         by_muon = shape.matrices if settings.optimizer == "muon" else 0
-        on_gpu = self.device.type == "cuda"
-        gathered = min(shape.parameters, shape.root + 2 * shape.block) if on_gpu else shape.parameters
+        twice = settings.sharding in ("full", "hybrid") or (settings.sharding == "auto" and self.device.type == "cuda")
+        gathered = min(shape.parameters, shape.root + 2 * shape.block) if twice else shape.parameters
+        if settings.sharding == "hybrid":
+            workers = settings.shard_group or int(os.environ.get("LOCAL_WORLD_SIZE", str(workers)))
         chunk = min(tokens, max(1, CHUNK_LOGITS.get(self.device.type, 1 << 26) // shape.vocabulary))
         parts = {
             "weights": 4 * shape.parameters / workers,
@@ -150,14 +155,40 @@ class MemoryModel:
         key = rows, settings.sequence_length, dtype
         if key not in self._kept:
             self._kept[key] = kept_by_autograd(self.shape, *key)
-        block, rest = self._kept[key]
+        kept, passes = self._kept[key], self.shape.passes
         inputs = rows * settings.sequence_length * self.shape.width * dtype.itemsize
-        kept = inputs * self.shape.passes + block if settings.checkpoint_blocks else block * self.shape.passes
-        return kept + rest + block  # the last: gradients of one block's activations while it goes backward
+        of_blocks = {
+            "none": kept.block * passes,
+            "selective": (inputs + kept.products) * passes + kept.block,  # one block is computed again at a time
+            "full": inputs * passes + kept.block,
+        }[settings.activation_checkpointing]
+        return (
+            of_blocks + kept.rest + kept.block
+        )  # the last: gradients of one block's activations while it goes backward
 
 
-def kept_by_autograd(shape: Shape, rows: int, length: int, dtype: torch.dtype) -> tuple[float, float]:
-    """Return the bytes that a forward pass keeps for the backward one, of the mean block and of everything outside the blocks."""
+@dataclass(frozen=True)
+class Kept:
+    """Bytes that a forward pass keeps for the backward one."""
+
+    block: float
+    """Of the mean block."""
+    products: float
+    """Of these, about what products with weights and attention give."""
+    rest: float
+    """Of everything outside the blocks."""
+
+
+def kept_by_autograd(shape: Shape, rows: int, length: int, dtype: torch.dtype) -> Kept:
+    """Return what a forward pass of rows of a length keeps, found on the meta device."""
+    try:
+        return _kept_on_meta(shape, rows, length, dtype)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError):  # whatever a custom model needs
+        block = 17.0 * dtype.itemsize * rows * length * shape.width
+        return Kept(block, block / 2, block)
+
+
+def _kept_on_meta(shape: Shape, rows: int, length: int, dtype: torch.dtype) -> Kept:
     from transformers import AutoModelForCausalLM
 
     from training.model import LanguageModel
@@ -165,6 +196,7 @@ def kept_by_autograd(shape: Shape, rows: int, length: int, dtype: torch.dtype) -
     with torch.device("meta"):
         twin = LanguageModel(AutoModelForCausalLM.from_config(shape.config), shape.eos, shape.document_mask).to(dtype)
         tokens = torch.zeros(rows, length, dtype=torch.int64)
+    attention = FusedAttention()
     own = {parameter.untyped_storage()._cdata for parameter in twin.parameters()}
     inside: dict[int, Any] = {}
     outside: dict[int, Any] = {}
@@ -187,21 +219,31 @@ def kept_by_autograd(shape: Shape, rows: int, length: int, dtype: torch.dtype) -
     for block in twin.blocks:
         block.register_forward_pre_hook(enter)
         block.register_forward_hook(leave)
-    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept), FusedAttention():
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept), attention:
         held = twin.hidden(tokens)  # the graph lives as long as it
-    sizes = [float(sum(storage.nbytes() for storage in found.values())) for found in (inside, outside)]
+    kept_inside, rest = (float(sum(storage.nbytes() for storage in found.values())) for found in (inside, outside))
     del held
-    return sizes[0] / len(twin.blocks), sizes[1]
+    return Kept(kept_inside / len(twin.blocks), attention.products / len(twin.blocks), rest)
 
 
 class FusedAttention(torch.overrides.TorchFunctionMode):
-    """Lets attention on the meta device keep what fused kernels keep, not all its scores."""
+    """Lets attention on the meta device keep what fused kernels keep, not all its scores.
+
+    Attributes:
+        products: bytes that products with weights and attention gave.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products = 0
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace `scaled_dot_product_attention`."""
-        if function is functional.scaled_dot_product_attention:
-            return _attend(*args, **(kwargs or {}))
-        return function(*args, **(kwargs or {}))
+        attends = function is functional.scaled_dot_product_attention
+        found = _attend(*args, **(kwargs or {})) if attends else function(*args, **(kwargs or {}))
+        if attends or function in (functional.linear, torch.addmm):
+            self.products += found.numel() * found.element_size()
+        return found
 
 
 def _attend(

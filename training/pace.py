@@ -19,12 +19,12 @@ class Pace:
 
     Args:
         steps: of the whole run.
-        flops: operations of training on one token.
+        flops: operations of training on one token; None: unknown, and then no `mfu`.
         peak: what all workers together can do, operations a second.
         device: of this worker.
     """
 
-    def __init__(self, steps: int, flops: int, peak: float, device: torch.device) -> None:
+    def __init__(self, steps: int, flops: int | None, peak: float, device: torch.device) -> None:
         self._steps, self._flops, self._peak, self._device = steps, flops, peak, device
         self._began, self._waited = time.perf_counter(), 0.0
         self._recent: deque[float] = deque(maxlen=ETA_STEPS)
@@ -52,7 +52,7 @@ class Pace:
             "tokens": tokens,
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
-            "mfu": tokens / seconds * self._flops / self._peak,
+            **({"mfu": tokens / seconds * self._flops / self._peak} if self._flops else {}),
             "loader_wait_share": wait / seconds,
             "memory_bytes": peak_memory(self._device),
             "eta_seconds": (self._steps - done) * usual,

@@ -81,7 +81,7 @@ class Preflight:
             "foretold": self.memory.total + self.held,
             "measured": max(step["memory_bytes"] for step in steps),
             "tokens_per_second": sum(step["tokens"] for step in counted) / seconds,
-            "mfu": sum(step["mfu"] * step["seconds"] for step in counted) / seconds,
+            "mfu": sum(step.get("mfu", 0.0) * step["seconds"] for step in counted) / seconds,
             "seconds": self.left * seconds / len(counted),
             "tokens": self.left * sum(step["tokens"] for step in counted) / len(counted),
         }
@@ -134,23 +134,24 @@ def look_ahead(
 def what_fits(foretell: MemoryModel, settings: LoopSettings, workers: int, free: float) -> Iterator[str]:
     """Yield the smallest changes of the settings that let a worker's part fit into `free` bytes."""
 
-    def fits(count: int = workers, **changes: Any) -> float | None:
+    def fits(changes: Mapping[str, Any], count: int = workers) -> float | None:
         needed = foretell(settings.model_copy(update=changes), count).total
         return needed if needed <= free else None
 
     halves = [settings.microbatch >> shift for shift in range(1, settings.microbatch.bit_length())]
-    for checkpointing in [False, True] if not settings.checkpoint_blocks else [True]:
-        also = {"checkpoint_blocks": True} if checkpointing else {}
-        said = "loop.checkpoint_blocks: true" if checkpointing else ""
-        if also != {} and not settings.checkpoint_blocks and (needed := fits(**also)):
+    modes = ["none", "selective", "full"]
+    for mode in modes[modes.index(settings.activation_checkpointing) :]:
+        also: dict[str, Any] = {"activation_checkpointing": mode}
+        said = "" if mode == settings.activation_checkpointing else f"loop.activation_checkpointing: {mode}"
+        if said and (needed := fits(also)):
             yield f"set {said} ({size(needed)})"
             break
-        smaller = next(((rows, needed) for rows in halves if (needed := fits(microbatch=rows, **also))), None)
+        smaller = next(((rows, needed) for rows in halves if (needed := fits(also | {"microbatch": rows}))), None)
         if smaller:
             yield f"set loop.microbatch to {smaller[0]}{' and ' + said if said else ''} ({size(smaller[1])})"
     count = 2 * workers
     while count <= MOST_WORKERS:
-        if needed := fits(count):
+        if needed := fits({}, count):
             yield f"take {count} workers, each with as much memory ({size(needed)})"
             break
         count *= 2
@@ -255,7 +256,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     world = join_world()
     config = model_config(arguments.preset)
-    names = ("global_batch", "sequence_length", "microbatch", "precision", "checkpoint_blocks")
+    names = ("global_batch", "sequence_length", "microbatch", "precision", "activation_checkpointing")
     never = 10**9
     settings = LoopSettings.model_validate(
         {name: getattr(arguments, name) for name in names} | {"validate_every": never, "checkpoint_every": never}
@@ -295,7 +296,8 @@ def main() -> None:
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--microbatch", type=int, default=16)
     parser.add_argument("--precision", default="auto", choices=["auto", "bf16", "fp32"])
-    parser.add_argument("--checkpoint-blocks", action="store_true")
+    modes = ["none", "selective", "full"]
+    parser.add_argument("--activation-checkpointing", default="none", choices=modes)
     parser.add_argument(
         "--folder", default="", help="Where checkpoints would go; its disk is the one that is looked at."
     )
