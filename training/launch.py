@@ -452,7 +452,7 @@ def progress_figures(row: Mapping[str, Any], held_out: Mapping[str, float]) -> s
     if held_out:
         figures.append(f"held out {sum(held_out.values()) / len(held_out):.3f}")
     figures.append(f"{row['tokens_per_second']:,.0f} tokens/s")
-    figures += [f"MFU {row['mfu']:.0%}"] if "mfu" in row else []
+    figures += [f"MFU {row['mfu']:.1%}"] if "mfu" in row else []
     figures.append(size(row["memory_bytes"]))
     figures += [f"lr {row['lr']:.2g}", f"gradient {row['grad_norm']:.2g}"]
     if row["loader_wait_share"] >= SHOWN_WAIT:

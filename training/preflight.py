@@ -180,7 +180,7 @@ def table(row: Mapping[str, Any]) -> list[list[str]]:
     of = f"{row['left']:,} of {row['steps']:,} steps" if row["left"] < row["steps"] else f"{row['steps']:,} steps"
     return [
         ["time", duration(row["seconds"]), f"{of}, {row['tokens']:,.0f} tokens; validation and checkpoints come on top"],
-        ["speed", f"{row['tokens_per_second']:,.0f} tokens/s", f"MFU {row['mfu']:.0%}, {row['workers']} workers, {STEPS} steps"],
+        ["speed", f"{row['tokens_per_second']:,.0f} tokens/s", f"MFU {row['mfu']:.1%}, {row['workers']} workers, {STEPS} steps"],
         ["memory per worker", size(row["measured"]), f"measured; of {size(row['free'])} it can have"],
         ["", size(row["foretold"]), "foretold: " + ", ".join(parts[:4]) + (f", process {size(row['held'])}" if row["held"] else "")],
         ["checkpoint", size(row["checkpoint"]), f"{row['checkpoints']} more at a time, {size(row['disk'])} free"],

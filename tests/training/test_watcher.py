@@ -71,7 +71,7 @@ def test_each_step_is_shown_once_and_the_last_one_is_published(
     assert shown.tokens == [3, 4, 5]
     assert ray.get(board.add.remote(row(6, 6))) is True, "the stop request did not reach the workers"
     assert shown.told[-1] == (
-        "loss 0.400, held out 2.500, 500 tokens/s, MFU 40%, 3.0 GiB, lr 0.1, gradient 0.5, waiting for data 25%",
+        "loss 0.400, held out 2.500, 500 tokens/s, MFU 40.0%, 3.0 GiB, lr 0.1, gradient 0.5, waiting for data 25%",
         85.0,
     )
     assert shown.said == ["pretrain: no disk", "pretrain step 5: Once | upon a time"]
