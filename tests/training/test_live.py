@@ -188,7 +188,7 @@ def test_wandb_keeps_an_offline_run_and_doubles_no_step(tmp_path: Path, monkeypa
         time.sleep(0.1)  # a process of wandb's own writes the last of it
     assert [row["_step"] for row in history] == [1, 2, 3, 4, 5]
     assert [row["train/loss"] for row in history] == [4.0 / step for step in range(1, 6)]
-    assert all(row["speed/mfu"] == 0.25 and row["validation/web"] == 3.0 and "samples" in row for row in history)
+    assert all(row["speed/mfu"] == 0.25 and row["validation/web"] == 3.0 and "samples/_type" in row for row in history)
 
 
 def offline_history(folder: Path) -> list[dict[str, Any]]:
