@@ -11,7 +11,7 @@ type (2 in bf16, 4 in fp32):
     reduction      (b + 4) x the largest group of parameters: its whole gradient, and what is summed over the workers
     activations    what the backward pass needs of the forward one, plus the largest block's gradients
     loss           hidden states' gradient, the head's in float32, and a chunk of logits
-    overhead       a tenth of all that: what allocators and kernels take for themselves (6% to 15% on a CPU)
+    overhead       15% of all that: what allocators and kernels take for themselves (7% to 26% on a CPU)
 
 The activations are not a formula: one forward pass is run on the meta device, where tensors have shapes and no memory, and what
 autograd keeps is added up. So they hold for any architecture; attention counts as fused (queries, keys, values, output). One that
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from training.settings import LoopSettings
 
 
-OVERHEAD = 0.1
+OVERHEAD = 0.15
 
 
 @dataclass(frozen=True)

@@ -47,13 +47,13 @@ def on_meta(preset: str) -> LanguageModel:
 
 def test_memory_is_as_foretold_and_a_person_can_read_it() -> None:
     command = [sys.executable, "-m", "training.preflight", "--json", "--preset", "phi-demo-3m", "--steps", "5000"]
-    command += ["--global-batch", "16", "--sequence-length", "128", "--precision", "fp32"]
+    command += ["--global-batch", "8", "--sequence-length", "128", "--precision", "fp32"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     measured = found["measured"] - found["held"]
     assert found["foretold"] - found["held"] == pytest.approx(measured, rel=TOLERANCE)
-    assert measured > 100 << 20, "too little to tell"
-    step = 16 * 128 / found["tokens_per_second"]
+    assert measured > 80 << 20, "too little to tell"
+    step = 8 * 128 / found["tokens_per_second"]
     assert found["seconds"] == pytest.approx(5000 * step, rel=1e-6)
     lines = "\n".join(preflight.lines(found))
     for said in ("5,000 steps", "tokens/s", "memory per worker", "foretold: activations", "checkpoint", "loader"):
