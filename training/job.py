@@ -14,6 +14,7 @@ from training.low_rank import LoraSettings
 from training.mixture import Mixture, PhaseSettings
 from training.settings import LoopSettings
 from training.shards import Rows, ShardIndex, Split, TokenSource
+from training.trunk import Trunk, branch_off
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -70,6 +71,7 @@ class Job:
         lora: train adapters of this size only.
         tokenizer: where it lies, and in which folder there; read where the loop's settings ask for samples.
         only_preflight: train a few steps, say what the run will take, and leave nothing.
+        trunk: the checkpoint of another run that this one branches off from; the phases follow it.
     """
 
     settings: LoopSettings
@@ -87,11 +89,12 @@ class Job:
     lora: LoraSettings | None = None
     tokenizer: tuple[Folder, str] | None = None
     only_preflight: bool = False
+    trunk: Trunk | None = None
 
     @property
     def steps(self) -> int:
-        """Optimizer steps in all."""
-        return sum(phase.steps for phase in self.phases)
+        """Optimizer steps in all, those before a branch included."""
+        return sum(phase.steps for phase in self.phases) + (self.trunk.step if self.trunk else 0)
 
     @property
     def archive(self) -> Archive | None:
@@ -115,9 +118,10 @@ class Job:
         }
 
     def mixture(self, sources: Mapping[str, TokenSource]) -> Mixture:
-        """Return the plan of the batches. Raises RecipeError as Mixture does."""
+        """Return the plan of the batches. Raises RecipeError as Mixture does, and DataError as `branch_off`."""
         sizes = {name: len(source) for name, source in sources.items()}
-        return Mixture(sizes, self.phases, self.settings.global_batch, self.max_epochs, self.seed)
+        own = (sizes, self.phases, self.settings.global_batch, self.max_epochs, self.seed)
+        return Mixture(*own) if self.trunk is None else branch_off(self.trunk, sources, *own)
 
     def model(self) -> PreTrainedModel:
         """Return the model to train, plain, float32, on the CPU.
@@ -184,7 +188,11 @@ class Job:
         )
 
     def train(
-        self, world: World, stop: Callable[[], bool], progress: Callable[[dict[str, Any]], None] = lambda row: None
+        self,
+        world: World,
+        stop: Callable[[], bool],
+        progress: Callable[[dict[str, Any]], None] = lambda row: None,
+        save_now: Callable[[], bool] = lambda: False,
     ) -> Outcome:
         """Run this process's part of the job; see `training.loop.train`.
 
@@ -221,7 +229,7 @@ class Job:
         watch = None
         if self.only_preflight or self.settings.preflight == "auto":
             found = checkpoint.newest(self.folder / "checkpoints", self.archive)
-            first = found.step if found else 0
+            first = found.step if found else self.trunk.step if self.trunk else 0
             watch = Watch(look_ahead(self.settings, model, loader, self.folder, world, first), self.only_preflight)
 
         def watched(row: dict[str, Any]) -> None:
@@ -234,7 +242,7 @@ class Job:
         try:
             return train(
                 self.settings, model, loader, self.open("validation"), self.folder, world, self.seed, stop, watched,
-                self.archive, sizes, self._prompts(),
+                self.archive, sizes, self.trunk, save_now, self._prompts(),
             )  # fmt: skip
         except Enough:
             return Outcome(0, stopped=True)

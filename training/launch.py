@@ -24,6 +24,8 @@ from training.hf_folder import write_hf_folder
 from training.job import Corpus, Job
 from training.metrics import METRICS, SAMPLES, json_ready, parse_metrics
 from training.packed import describe, shard_index, tokenizer_hash
+from training.sigterm import Sigterm
+from training.trunk import NOTE, note_trunk
 
 if TYPE_CHECKING:
     from training.checkpoint import Checkpoint
@@ -96,6 +98,8 @@ def locate_token(job: Job, step: int, row: int, position: int) -> TokenLocation:
         DataError: there is no such step, row or position.
     """
     rows, length = job.settings.global_batch, job.settings.sequence_length
+    if job.trunk and step <= job.trunk.step:
+        rows = job.trunk.plan["global_batch"]
     if not (1 <= step <= job.steps and 0 <= row < rows and 0 <= position < length):
         raise DataError(
             f"there is no position {position} in row {row} of step {step}",
@@ -112,24 +116,34 @@ def locate_token(job: Job, step: int, row: int, position: int) -> TokenLocation:
     return TokenLocation(found.corpus, found.key, found.offset)
 
 
-def run_job(context: StageContext, job: Job, tokenizer: Path, workers: int | None, max_failures: int) -> StageResult:
+def run_job(
+    context: StageContext,
+    job: Job,
+    tokenizer: Path,
+    workers: int | None,
+    max_failures: int,
+    min_workers: int | None = None,
+) -> StageResult:
     """Train on Ray workers and leave metrics and a Hugging Face folder in the artifact.
 
     Args:
         tokenizer: its folder, copied beside the weights.
         workers: default: one per GPU, or two on CPUs.
         max_failures: how often a dead worker group is started again.
+        min_workers: go on with fewer workers, but at least these, while there is no room for all.
 
     Raises:
         HornbookError: whatever a worker met; Stopped when `hornbook stop` was called and the run saved.
     """
     mixture = job.mixture(job.open("train"))  # refuses an impossible mixture before any worker starts
     job.folder.mkdir(parents=True, exist_ok=True)
+    if job.trunk:
+        note_trunk(job.artifact, job.trunk)
     found = _begin(job)
-    done = found.step if found else 0
+    done = found.step if found else job.trunk.step if job.trunk else 0
     if done < job.steps:
         with context.progress(job.steps, "steps", done) as progress:
-            _fit(context, job, workers, max_failures, progress, done)
+            _fit(context, job, (min_workers, workers), max_failures, progress, done)
         found = _latest(job)
     if found is None or found.step < job.steps:
         done = found.step if found else 0
@@ -145,7 +159,11 @@ def run_job(context: StageContext, job: Job, tokenizer: Path, workers: int | Non
     files += [SAMPLES] if store.exists(written) else []
     shares = [vars(share) for share in mixture.shares() if share.sequences]
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return StageResult(metrics=_figures(rows) | {"parameters": parameters, "mixture": shares}, files=[*files, METRICS])
+    figures = _figures(rows) | {"parameters": parameters, "mixture": shares}
+    if job.trunk:
+        figures["fork"] = {"from": job.trunk.name, "step": job.trunk.step}
+        files.append(NOTE)
+    return StageResult(metrics=figures, files=[*files, METRICS])
 
 
 def _begin(job: Job) -> Checkpoint | None:
@@ -168,7 +186,7 @@ def _latest(job: Job) -> Checkpoint | None:
 def _fit(
     context: StageContext,
     job: Job,
-    workers: int | None,
+    workers: tuple[int | None, int | None],
     max_failures: int,
     progress: Any,
     done: int,
@@ -178,17 +196,24 @@ def _fit(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    count, use_gpu, cpus = _worker_shape(workers)
+    least, most = workers
+    count, use_gpu, cpus = _worker_shape(most)
+    elastic = (min(least, count), count) if least else count
+    sigterm = Sigterm()
     storage = job.folder / RAY_FOLDER
     name = (
         f"{context.stage}-{context.run}-{uuid.uuid4().hex[:8]}"  # one used again would bring Ray's own resume into play
     )
     board = _open_board(name)
-    watcher = _Watcher(context, board, progress, done, preflight)
+    watcher = _Watcher(context, board, progress, done, lambda: sigterm.received or context.stop_requested(), preflight)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job, "board": name, "driver": ray.get_runtime_context().get_node_id()},
-        scaling_config=ScalingConfig(num_workers=count, use_gpu=use_gpu, resources_per_worker={"CPU": cpus}),
+        scaling_config=ScalingConfig(
+            num_workers=elastic,  # type: ignore[arg-type] # mypy sees the class of Ray Train's first version
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus},
+        ),
         run_config=RunConfig(
             name=name,
             storage_path=str(storage),
@@ -203,6 +228,7 @@ def _fit(
         failure = error
     finally:
         watcher.close()
+        sigterm.close()
         shutil.rmtree(storage, ignore_errors=True)
     _raise_failure(board)
     if failure is not None:
@@ -230,7 +256,7 @@ def preflight_table(context: StageContext, job: Job, workers: int | None) -> lis
     job.folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
     with context.progress(PREFLIGHT_STEPS, "steps") as progress:
-        _fit(context, job, workers, 0, progress, 0, found.update)
+        _fit(context, job, (None, workers), 0, progress, 0, found.update)
     return table(found)
 
 
@@ -264,19 +290,27 @@ def _worker(config: dict[str, Any]) -> None:
         return  # the group was started again after an error that would only come back
     world = join_world()
     answer: Any = None
+    warned, saved = False, False
 
     def progress(row: dict[str, Any]) -> None:
-        nonlocal answer
+        nonlocal answer, warned
         if world.rank == 0:
             answer = board.add.remote(row)
         if row["step"] % REPORT_STEPS == 0 or row["step"] == job.steps:
             ray.train.report({key: value for key, value in row.items() if isinstance(value, int | float | str)})
+            warned = ray.train.get_preemption_info() is not None  # a barrier, too: not in every step
 
     def stop() -> bool:
         return answer is not None and bool(ray.get(answer))  # the last step's: here by now
 
+    def save_now() -> bool:
+        nonlocal saved
+        first = warned and not saved  # a node of ours will be taken away: once is enough
+        saved = saved or warned
+        return first
+
     try:
-        outcome = job.train(world, stop, progress)
+        outcome = job.train(world, stop, progress, save_now)
     except HornbookError as error:
         value = {"kind": type(error).__name__, "message": error.message, "cure": error.cure}
         ray.get(board.fail.remote(value))
@@ -359,8 +393,10 @@ class _Watcher:
         board: Any,
         progress: Any,
         done: int,
+        stop: Callable[[], bool] | None = None,
         preflight: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
+        self._stop = stop or context.stop_requested
         self._context, self._board, self._progress, self._done = context, board, progress, done
         self._preflight = preflight or self._tell_preflight
         self._gauges = _Gauges(context)
@@ -383,7 +419,7 @@ class _Watcher:
     def _show(self) -> None:
         import ray
 
-        rows = ray.get(self._board.take.remote(self._context.stop_requested()))
+        rows = ray.get(self._board.take.remote(self._stop()))
         for row in rows:
             if row["step"] <= self._done:
                 continue  # done again, after a worker died

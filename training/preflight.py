@@ -115,11 +115,12 @@ def look_ahead(
         disk=_least(float(shutil.disk_usage(folder).free), world),
         loader=_loader_speed(loader, first, world),
     )
-    if memory.total + held > found.free:
+    copy = 0.0 if world.device.type == "cuda" else state  # which a checkpoint is written from while training goes on
+    if memory.total + held + copy > found.free:
         plain = 4 * shape.parameters
-        options = "; or ".join(what_fits(foretell, settings, world.size, found.free - held))
+        options = "; or ".join(what_fits(foretell, settings, world.size, found.free - held - copy))
         raise TrainingError(
-            f"the model does not fit: a worker needs {size(memory.total + held)} and can have {size(found.free)} "
+            f"the model does not fit: a worker needs {size(memory.total + held + copy)} and can have {size(found.free)} "
             f"({_largest(memory)}; {shape.parameters:,} parameters are {size(plain)})",
             f"{options or 'nothing here fits: take a smaller model or shorter rows'}; preflight: off begins nevertheless",
         )

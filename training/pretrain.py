@@ -18,6 +18,7 @@ from training.mixture import PhaseSettings
 from training.presets import CONTEXT_FIELDS, PRESETS, find_preset
 from training.settings import LoopSettings
 from training.tokenizer import load_tokenizer
+from training.trunk import check_place, find_trunk
 
 if TYPE_CHECKING:
     from training.job import Job
@@ -40,6 +41,11 @@ class PretrainSettings(Settings):
         False, description="With a model as input: grow it to the preset's size first; it computes the same then."
     )
     phases: tuple[PhaseSettings, ...] = Field(..., min_length=1, description="Phases in order, each with its mixture.")
+    fork: str | None = Field(
+        None,
+        description="ARTIFACT@STEP: start from the checkpoint that another run keeps of this step, its weights, optimizer and "
+        "step; the phases follow it, the schedule counts from that run's first step. `hornbook fork` writes it.",
+    )
     max_epochs: float = Field(4.0, gt=0, description="No source is gone through more often, all phases together.")
     loop: LoopSettings = Field(
         LoopSettings(),
@@ -51,6 +57,9 @@ class PretrainSettings(Settings):
         description="Another number is another draw of weights, order and dropout, all else equal; beside the recipe's seed.",
     )
     workers: int | None = runtime(None, ge=1, description="Training workers; default: one per GPU, or two on CPUs.")
+    min_workers: int | None = runtime(
+        None, ge=1, description="Go on with as few workers as this while a node is gone; default: wait for all of them."
+    )
     max_failures: int = runtime(3, ge=0, description="How often dead workers are started again.")
 
 
@@ -71,7 +80,8 @@ class Pretrain(Stage):
         super().__init__(name, with_paper_loop(with_config_read(settings)), seed)
 
     def check(self) -> None:
-        """Refuse an unknown preset, or a configuration that cannot be trained."""
+        """Refuse an unknown preset, a configuration that cannot be trained, and a fork of what is no artifact's step."""
+        check_place(self.name, self.settings.fork)
         try:
             preset = find_preset(self.settings.preset)
             if not isinstance(self.settings.preset, str):
@@ -81,7 +91,7 @@ class Pretrain(Stage):
 
     def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
         """Return the steps and the tokens they take."""
-        steps, loop = sum(phase.steps for phase in self.settings.phases), self.settings.loop
+        steps, loop = sum(phase.steps for phase in self.settings.phases), self.settings.loop  # those after a fork
         return Expected(
             planned=steps, unit="steps", rows=steps, tokens=steps * loop.global_batch * loop.sequence_length
         )
@@ -97,7 +107,10 @@ class Pretrain(Stage):
                     f"leave out all but {', '.join(CONTEXT_FIELDS)}, or set grow: true",
                 )
             require_same_words(start.local_folder("model"), tokenizer)
-        return run_job(context, self._job(context), tokenizer, self.settings.workers, self.settings.max_failures)
+        return run_job(
+            context, self._job(context), tokenizer, self.settings.workers, self.settings.max_failures,
+            self.settings.min_workers,
+        )  # fmt: skip
 
     def preflight(self, context: StageContext) -> Sequence[Sequence[str]]:
         """Return what the run will take, from its first steps."""
@@ -126,6 +139,7 @@ class Pretrain(Stage):
             start=context.optional_input("model"),
             grow=self.settings.grow,
             tokenizer=(context.input("tokenizer"), "tokenizer"),
+            trunk=find_trunk(context.artifact, self.settings.fork) if self.settings.fork else None,
         )
 
 

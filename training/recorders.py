@@ -19,7 +19,8 @@ from typing import Any, Protocol
 
 from training.settings import Recorded
 
-SPEED = ("tokens_per_second", "mfu", "loader_wait_share", "memory_bytes", "eta_seconds", "seconds", "tokens")
+SPEED = ("tokens_per_second", "mfu", "loader_wait_share", "memory_bytes", "eta_seconds", "seconds", "tokens",
+         "checkpoint_seconds", "checkpoint_wait")  # fmt: skip
 """Figures of a row that are about the machine; the others are about the model."""
 PROJECT = "hornbook"
 PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}

@@ -39,6 +39,9 @@ class TuningSettings(Settings):
     )
     loop: TuningLoopSettings = Field(TuningLoopSettings(), description="How it is trained.")
     workers: int | None = runtime(None, ge=1, description="Training workers; default: one per GPU, or two on CPUs.")
+    min_workers: int | None = runtime(
+        None, ge=1, description="Go on with as few workers as this while a node is gone; default: wait for all of them."
+    )
     max_failures: int = runtime(3, ge=0, description="How often dead workers are started again.")
 
 
@@ -69,7 +72,10 @@ class Tuning(Stage):
     def run(self, context: StageContext) -> StageResult:
         """Tune, from the latest checkpoint of an earlier attempt if there is one."""
         tokenizer = context.input("model").local_folder("model")
-        return run_job(context, self._job(context), tokenizer, self.settings.workers, self.settings.max_failures)
+        return run_job(
+            context, self._job(context), tokenizer, self.settings.workers, self.settings.max_failures,
+            self.settings.min_workers,
+        )  # fmt: skip
 
     def preflight(self, context: StageContext) -> Sequence[Sequence[str]]:
         """Return what the tuning will take, from its first steps."""
