@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hornbook.artifact import Artifact
-from hornbook.errors import RecipeError
+from hornbook.errors import RecipeError, TrainingError
 from training.archive import Archive
 from training.best_fit import OverLong
 from training.low_rank import LoraSettings
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from training.checkpoint import Checkpoint
     from training.loop import Outcome
     from training.parallel import World
+    from training.samples import Prompts
 
 
 class Folder(Protocol):
@@ -71,6 +72,8 @@ class Job:
         grow: let that model grow to the preset's size.
         preference: the settings of preference tuning, if rows are pairs.
         lora: train adapters of this size only.
+        tokenizer: where it lies, and in which folder there; read where the loop's settings ask for samples.
+        only_preflight: train a few steps, say what the run will take, and leave nothing.
         trunk: the checkpoint of another run that this one branches off from; the phases follow it.
         epoch_caps, when_dry: of the mixture; see there.
         over_long: what becomes of documents longer than a row; see `training.shards.TokenSource`.
@@ -89,6 +92,8 @@ class Job:
     grow: bool = False
     preference: Preference | None = None
     lora: LoraSettings | None = None
+    tokenizer: tuple[Folder, str] | None = None
+    only_preflight: bool = False
     trunk: Trunk | None = None
     epoch_caps: Mapping[str, float] = field(default_factory=dict)
     when_dry: WhenDry = "refuse"
@@ -211,10 +216,20 @@ class Job:
         progress: Callable[[dict[str, Any]], None] = lambda row: None,
         save_now: Callable[[], bool] = lambda: False,
     ) -> Outcome:
-        """Run this process's part of the job; see `training.loop.train`."""
+        """Run this process's part of the job; see `training.loop.train`.
+
+        The tenth row that `progress` is given says what the run will take, as `preflight` (see `training.preflight`).
+
+        Raises:
+            TrainingError: it does not fit into this machine; and as `training.loop.train`.
+        """
+        import torch
+
+        from training import checkpoint
         from training.loader import Loader
-        from training.loop import train
+        from training.loop import Outcome, train
         from training.model import LanguageModel
+        from training.preflight import Enough, Watch, look_ahead
 
         sources = self.open("train")
         loader = Loader(sources, self.mixture(sources), self.settings.microbatch)
@@ -233,10 +248,39 @@ class Job:
         else:
             model = PreferenceModel(plain, eos, self.preference.beta, self.preference.length_normalised)
         sizes = {corpus.name: corpus.bytes_per_token for corpus in self.corpora if corpus.bytes_per_token}
-        return train(
-            self.settings, model, loader, self.open("validation"), self.folder, world, self.seed, stop, progress,
-            self.archive, sizes, self.trunk, save_now,
-        )  # fmt: skip
+        watch = None
+        if self.only_preflight or self.settings.preflight == "auto":
+            found = checkpoint.newest(self.folder / "checkpoints", self.archive)
+            first = found.step if found else self.trunk.step if self.trunk else 0
+            watch = Watch(look_ahead(self.settings, model, loader, self.folder, world, first), self.only_preflight)
+
+        def watched(row: dict[str, Any]) -> None:
+            if watch:
+                watch.step(row)
+            progress(row)
+            if watch:
+                watch.end()
+
+        try:
+            return train(
+                self.settings, model, loader, self.open("validation"), self.folder, world, self.seed, stop, watched,
+                self.archive, sizes, self.trunk, save_now, self._prompts(),
+            )  # fmt: skip
+        except Enough:
+            return Outcome(0, stopped=True)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"the GPU's memory is full: {error}",
+                "lower loop.microbatch, or set loop.activation_checkpointing: full",
+            ) from error
+
+    def _prompts(self) -> Prompts | None:
+        from training.samples import read_prompts
+
+        if self.tokenizer is None or not self.settings.sample_prompts:
+            return None
+        artifact, inside = self.tokenizer
+        return read_prompts(self.settings.sample_prompts, artifact.local_folder(inside), chat=self.rows != "windows")
 
     def trained_model(self, found: Checkpoint) -> PreTrainedModel:
         """Return the model of a checkpoint, plain (shared blocks written out, adapters folded in), float32, on the CPU."""

@@ -13,7 +13,7 @@ from hornbook.plan import derive_seed
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult, TokenLocation
 from training.custom_model import read_config
-from training.launch import locate_token, open_corpora, run_job
+from training.launch import locate_token, open_corpora, preflight_table, run_job
 from training.mixture import PhaseSettings
 from training.presets import CONTEXT_FIELDS, PRESETS, find_preset
 from training.settings import LoopSettings
@@ -126,6 +126,10 @@ class Pretrain(Stage):
             self.settings.min_workers,
         )  # fmt: skip
 
+    def preflight(self, context: StageContext) -> Sequence[Sequence[str]]:
+        """Return what the run will take, from its first steps."""
+        return preflight_table(context, self._job(context), self.settings.workers)
+
     def locate_token(self, context: StageContext, step: int, row: int, position: int) -> TokenLocation:
         """Return where a training token came from: batches are a function of (seed, step), so they are planned again."""
         return locate_token(self._job(context), step, row, position)
@@ -150,6 +154,7 @@ class Pretrain(Stage):
             overrides={"vocab_size": vocabulary} | self.settings.model,
             start=context.optional_input("model"),
             grow=self.settings.grow,
+            tokenizer=(context.input("tokenizer"), "tokenizer"),
             trunk=find_trunk(context.artifact, self.settings.fork) if self.settings.fork else None,
         )
 

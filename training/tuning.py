@@ -12,7 +12,7 @@ from pydantic import Field
 from hornbook.plan import derive_seed
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult, TokenLocation
-from training.launch import locate_token, open_corpora, run_job
+from training.launch import locate_token, open_corpora, preflight_table, run_job
 from training.low_rank import LoraSettings
 from training.mixture import PhaseSettings
 from training.schedule import ScheduleSettings
@@ -76,6 +76,10 @@ class Tuning(Stage):
             self.settings.min_workers,
         )  # fmt: skip
 
+    def preflight(self, context: StageContext) -> Sequence[Sequence[str]]:
+        """Return what the tuning will take, from its first steps."""
+        return preflight_table(context, self._job(context), self.settings.workers)
+
     def locate_token(self, context: StageContext, step: int, row: int, position: int) -> TokenLocation:
         """Return where a token came from: each row is one conversation, or one pair, in its chosen answer."""
         return locate_token(self._job(context), step, row, position)
@@ -103,6 +107,7 @@ class Tuning(Stage):
             start=model,
             lora=self.settings.lora,
             preference=self.preference(),
+            tokenizer=(model, "model"),
         )
         job = self.with_rows(job)
         rows = sum(len(source) for source in job.open("train").values())

@@ -310,6 +310,36 @@ def estimate(
 
 
 @app.command()
+def preflight(
+    recipe: RecipeArgument,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="A training stage; default: all whose inputs are there.")
+    ] = None,
+    settings: SetOption = None,
+) -> None:
+    """Say what training will take: time, memory of a worker, checkpoints, the loader; refuse what cannot fit.
+
+    Ten steps are trained on the workers that the stage would have; nothing of them stays.
+
+    Examples:
+
+        hornbook preflight demo
+
+        hornbook preflight demo --stage pretrain --set stages.pretrain.loop.microbatch=32
+    """
+    from hornbook.cluster import cluster
+    from hornbook.one_version import require_one_version
+    from hornbook.preflight import preflight as try_recipe
+    from hornbook.recipe import load_recipe
+    from hornbook.store import open_store
+
+    require_one_version()
+    with cluster():
+        for name, lines in try_recipe(load_recipe(recipe, settings or []), open_store(), stage or []):
+            _table([name, "", ""], [list(line) for line in lines])
+
+
+@app.command()
 def push(
     artifact: Annotated[
         str, typer.Argument(help="Artifact folder or a prefix of it (see `hornbook ls`), or RUN/STAGE.")

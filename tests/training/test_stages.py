@@ -12,10 +12,11 @@ from corpus import chat_documents, corpus, finish, preference_documents, python_
 
 from hornbook.artifact import THRESHOLD, Artifact
 from hornbook.errors import DataError, RecipeError, Stopped
-from hornbook.events import Events
+from hornbook.events import Events, read_events
 from hornbook.settings import validate
 from hornbook.stage import Stage, StageContext
 from hornbook.store import Store
+from training.checkpoint import newest
 from training.dpo import Dpo
 from training.metrics import read_metrics
 from training.pack import Pack
@@ -28,7 +29,8 @@ from training.tokenizer import TokenizerStage, load_tokenizer
 DOCUMENTS, CHATS = 60, 40
 LOOP = {
     "global_batch": 4, "sequence_length": 64, "microbatch": 2, "validate_every": 5, "checkpoint_every": 5,
-    "validation_rows": 4,
+    "validation_rows": 4, "sample_prompts": ["import os", "def main"], "sample_every": 6, "sample_tokens": 4,
+    "record": ["tensorboard"],
 }  # fmt: skip
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2}
 
@@ -206,6 +208,32 @@ def test_pretraining_leaves_a_model_that_learned(pretrained: Artifact, packed: A
     model = AutoModelForCausalLM.from_pretrained(pretrained.local_folder() / "model")
     assert sum(parameter.numel() for parameter in model.parameters()) == metrics["parameters"]
     assert not any("ray-train" in name for name, _ in pretrained.store.files(pretrained.folder))
+
+
+def test_a_run_says_what_it_will_take_and_shows_what_it_writes(store: Store, pretrained: Artifact) -> None:
+    events = [event for event in read_events(store, "runs/test") if event.get("stage") == "pretrain"]
+    (found,) = [event for event in events if event["event"] == "preflight"]
+    assert found["workers"] == 2 and found["steps"] == found["left"] == 10 and found["tokens"] == 10 * 4 * 64
+    checkpoint = newest(pretrained.local_folder() / "checkpoints")
+    assert checkpoint is not None
+    saved = sum(size for size, _ in checkpoint.files.values())
+    assert found["checkpoint"] == pytest.approx(saved, rel=0.05), "weights and two moments, and the files' heads"
+    told = [event for event in events if event["event"] == "samples"]
+    written = list(read_metrics(pretrained.local_folder() / "samples.jsonl"))
+    assert [row["step"] for row in written] == [event["step"] for event in told] == [6, 10]
+    assert [sample["prompt"] for sample in written[0]["samples"]] == ["import os", "def main"]
+    assert "samples.jsonl" in [entry.name for entry in pretrained.manifest.files]
+    assert list((pretrained.local_folder() / "tensorboard").glob("events.*"))
+
+
+def test_a_preflight_trains_a_moment_and_leaves_nothing(store: Store, tokenizer: Artifact, packed: Artifact) -> None:
+    values = {"model": SMALL, "phases": [{"name": "stable", "steps": 40}], "max_epochs": 50, "loop": LOOP}
+    inputs = {"tokens": {"pack-web": packed}, "tokenizer": {"tokenizer": tokenizer}}
+    stage, context = stage_and_context(Pretrain, store, "tried", values, inputs)
+    table = {line[0]: line for line in stage.preflight(context)}
+    assert table["time"][2].startswith("40 steps, 10,240 tokens")
+    assert {"speed", "memory per worker", "checkpoint", "loader"} < set(table)
+    assert not list((context.artifact.local_folder() / "checkpoints").glob("*"))
 
 
 def test_a_training_token_is_traced_to_its_place_in_its_document(
