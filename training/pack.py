@@ -215,6 +215,8 @@ class PackPart(PartMaker):
         ids, mask = np.array(rendered["input_ids"]), np.array(rendered["assistant_masks"], dtype=bool)
         if len(ids) and ids[0] == self.eos:  # every training row begins with it anyhow
             ids, mask = ids[1:], mask[1:]
+        if len(ids) and ids[-1] == self.eos:  # and ends with it; there it is trained on if what comes before is
+            ids, mask = ids[:-1], mask[:-1]
         return ids, mask
 
 
