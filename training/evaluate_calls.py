@@ -49,7 +49,10 @@ class EvaluateCallsSettings(Settings):
     """Which requests are answered, and how."""
 
     validation_share: float = Field(
-        0.02, gt=0, le=1, description="Share of the documents that is asked; the same as `pack`'s, or 1 for a set of its own."
+        0.02,
+        gt=0,
+        le=1,
+        description="Share of the documents that is asked; the same as `pack`'s, or 1 for a set of its own.",
     )
     form: Form | None = Field(
         None, description="How calls are written; default: as each document's metadata says, json where it does not."

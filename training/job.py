@@ -183,15 +183,27 @@ class Job:
             self.archive, sizes,
         )  # fmt: skip
 
-    def trained_model(self, found: Checkpoint) -> PreTrainedModel:
-        """Return the model of a checkpoint, plain (shared blocks written out, adapters folded in), float32, on the CPU."""
+    def leave(self, found: Checkpoint, folder: Path, tokenizer: Path) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """Write the model of a checkpoint as a Hugging Face folder, plain: shared blocks written out, adapters folded in.
+
+        Returns the model, float32, on the CPU, and the proof that the folder predicts what the model did in training.
+
+        Raises:
+            ModelError: it does not.
+        """
         from training import checkpoint
+        from training.hf_folder import write_hf_folder
         from training.layer_sharing import unrolled
         from training.low_rank import LowRankModel
         from training.model import LanguageModel
+        from training.proof import log_probabilities, prove_folder, random_rows
 
         model = self.model()
         adapted = LowRankModel(model, self.lora, self.seed) if self.lora is not None else None
         whole = LanguageModel(adapted.model if adapted else model, self.corpora[0].index.eos)
         checkpoint.load_weights(found, whole, averaged=self.settings.average is not None)
-        return unrolled(adapted.merged() if adapted else model)
+        rows = random_rows(model.config.vocab_size, self.settings.sequence_length)
+        trained = log_probabilities(whole.model, rows)
+        plain = unrolled(adapted.merged() if adapted else model)
+        write_hf_folder(plain, folder, tokenizer)
+        return plain, prove_folder(folder, rows, trained)

@@ -18,7 +18,6 @@ from hornbook import errors
 from hornbook.artifact import Artifact
 from hornbook.errors import DataError, HornbookError, Stopped, TrainingError
 from hornbook.stage import StageContext, StageResult, TokenLocation
-from training.hf_folder import write_hf_folder
 from training.job import Corpus, Job
 from training.metrics import METRICS, json_ready, parse_metrics
 from training.packed import describe, shard_index, tokenizer_hash
@@ -111,16 +110,18 @@ def run_job(context: StageContext, job: Job, tokenizer: Path, workers: int | Non
     if found is None or found.step < job.steps:
         done = found.step if found else 0
         raise Stopped(f"{context.stage} was stopped after step {done}", "`hornbook run` goes on from there")
-    model, files = job.trained_model(found), []
+    files = []
     with context.scratch() as folder:
-        write_hf_folder(model, folder, tokenizer)
+        model, proof = job.leave(found, folder, tokenizer)
         files += context.save_folder(folder, MODEL)
     if job.archive:
         shutil.rmtree(job.folder, ignore_errors=True)  # a cache that nobody asks again
     rows = list(parse_metrics(context.artifact.store.read(f"{context.artifact.folder}/{METRICS}").decode()))
     shares = [vars(share) for share in mixture.shares() if share.sequences]
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return StageResult(metrics=_figures(rows) | {"parameters": parameters, "mixture": shares}, files=[*files, METRICS])
+    return StageResult(
+        metrics=_figures(rows) | {"parameters": parameters, "mixture": shares, "proof": proof}, files=[*files, METRICS]
+    )
 
 
 def _begin(job: Job) -> Checkpoint | None:

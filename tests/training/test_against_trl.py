@@ -56,7 +56,9 @@ def tokenizer(store: Store, template: TemplateName) -> Artifact:
 def packed(store: Store, form: str, documents: list[Document], words: Artifact, rows: Any) -> TokenSource:
     settings = validate(Pack.Settings, {"form": form, "validation_share": 0, "source": form}, "pack")
     stage: Stage = Pack(f"pack-{Path(words.folder).name}", settings, 0)
-    made = finished(stage, store, documents=[corpus(store, f"of-{Path(words.folder).name}", documents)], tokenizer=[words])
+    made = finished(
+        stage, store, documents=[corpus(store, f"of-{Path(words.folder).name}", documents)], tokenizer=[words]
+    )
     return TokenSource(made.local_folder(), "train", LENGTH, rows, shard_index(made))
 
 
@@ -85,7 +87,9 @@ def test_tuning_learns_from_the_tokens_that_trl_learns_from(tmp_path: Path, temp
     words = tokenizer(store, template)
     chats = conversations()
     documents = [
-        Document(document_id(row), content_key(str(chat).encode()), plain_text(chat), "sums", "chat", meta=chat_meta(chat))
+        Document(
+            document_id(row), content_key(str(chat).encode()), plain_text(chat), "sums", "chat", meta=chat_meta(chat)
+        )
         for row, chat in enumerate(chats)
     ]
     source = packed(store, "chat", documents, words, "documents")
@@ -127,7 +131,9 @@ def test_the_loss_and_gradients_of_pairs_are_trls(tmp_path: Path) -> None:
     model = copy.deepcopy(former)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())) * 0.02)
+            parameter.add_(
+                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())) * 0.02
+            )
     ours = PreferenceModel(copy.deepcopy(model), 0, beta=0.3)
     inputs, targets = (torch.from_numpy(array) for array in inputs_and_targets(tokens, trained))
     with torch.no_grad():
