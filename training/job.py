@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hornbook.artifact import Artifact
 from hornbook.errors import RecipeError
 from training.archive import Archive
+from training.best import BestOfSettings
 from training.low_rank import LoraSettings
 from training.mixture import Mixture, PhaseSettings
 from training.settings import LoopSettings
 from training.shards import Rows, ShardIndex, Split, TokenSource
+from training.trunk import Trunk, branch_off
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -66,6 +68,8 @@ class Job:
         grow: let that model grow to the preset's size.
         preference: the settings of preference tuning, if rows are pairs.
         lora: train adapters of this size only.
+        trunk: the checkpoint of another run that this one branches off from; the phases follow it.
+        best_of: which weights it leaves, if not the last.
     """
 
     settings: LoopSettings
@@ -81,11 +85,13 @@ class Job:
     grow: bool = False
     preference: Preference | None = None
     lora: LoraSettings | None = None
+    trunk: Trunk | None = None
+    best_of: BestOfSettings | None = None
 
     @property
     def steps(self) -> int:
-        """Optimizer steps in all."""
-        return sum(phase.steps for phase in self.phases)
+        """Optimizer steps in all, those before a branch included."""
+        return sum(phase.steps for phase in self.phases) + (self.trunk.step if self.trunk else 0)
 
     @property
     def archive(self) -> Archive | None:
@@ -109,9 +115,10 @@ class Job:
         }
 
     def mixture(self, sources: Mapping[str, TokenSource]) -> Mixture:
-        """Return the plan of the batches. Raises RecipeError as Mixture does."""
+        """Return the plan of the batches. Raises RecipeError as Mixture does, and DataError as `branch_off`."""
         sizes = {name: len(source) for name, source in sources.items()}
-        return Mixture(sizes, self.phases, self.settings.global_batch, self.max_epochs, self.seed)
+        own = (sizes, self.phases, self.settings.global_batch, self.max_epochs, self.seed)
+        return Mixture(*own) if self.trunk is None else branch_off(self.trunk, sources, *own)
 
     def model(self) -> PreTrainedModel:
         """Return the model to train, plain, float32, on the CPU.
@@ -158,7 +165,11 @@ class Job:
         return model_config(self.preset, **self.overrides)
 
     def train(
-        self, world: World, stop: Callable[[], bool], progress: Callable[[dict[str, Any]], None] = lambda row: None
+        self,
+        world: World,
+        stop: Callable[[], bool],
+        progress: Callable[[dict[str, Any]], None] = lambda row: None,
+        save_now: Callable[[], bool] = lambda: False,
     ) -> Outcome:
         """Run this process's part of the job; see `training.loop.train`."""
         from training.loader import Loader
@@ -180,7 +191,7 @@ class Job:
         sizes = {corpus.name: corpus.bytes_per_token for corpus in self.corpora if corpus.bytes_per_token}
         return train(
             self.settings, model, loader, self.open("validation"), self.folder, world, self.seed, stop, progress,
-            self.archive, sizes,
+            self.archive, sizes, self.trunk, save_now,
         )  # fmt: skip
 
     def leave(self, found: Checkpoint, folder: Path, tokenizer: Path) -> tuple[PreTrainedModel, dict[str, Any]]:

@@ -14,6 +14,7 @@ import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -66,6 +67,7 @@ class Mixture:
         global_batch: sequences per step.
         max_epochs: no source may be gone through more often than this, all phases together.
         seed: another seed is another order.
+        taken: draws of each source that came before the first phase; a branch goes on where its trunk stopped.
 
     Raises:
         RecipeError: no source, an empty source that has weight, weights that sum to nothing or name no source, too many
@@ -73,7 +75,13 @@ class Mixture:
     """
 
     def __init__(
-        self, sizes: Mapping[str, int], phases: Sequence[PhaseSettings], global_batch: int, max_epochs: float, seed: int
+        self,
+        sizes: Mapping[str, int],
+        phases: Sequence[PhaseSettings],
+        global_batch: int,
+        max_epochs: float,
+        seed: int,
+        taken: Mapping[str, int] | None = None,
     ) -> None:
         if not sizes or not phases:
             raise RecipeError("the mixture has no source" if not sizes else "the mixture has no phase")
@@ -83,6 +91,8 @@ class Mixture:
         self.global_batch = global_batch
         self.seed = seed
         self.steps = sum(phase.steps for phase in phases)
+        self.max_epochs = max_epochs
+        self._taken = [(taken or {}).get(name, 0) for name in self.sources]
         self._counts = [self._planned(phase) for phase in phases]
         self._check_epochs(max_epochs)
 
@@ -90,6 +100,27 @@ class Mixture:
         """Return a hash of all that the order of the batches depends on, the sources' content aside."""
         made_of = [list(self.sizes.items()), self.global_batch, self.seed, self._counts]
         return hashlib.sha256(repr((made_of, [phase.steps for phase in self.phases])).encode()).hexdigest()
+
+    def plan(self) -> dict[str, Any]:
+        """Return what a mixture of the same batches is made from, JSON-ready: `Mixture(**plan)`, phases as settings."""
+        phases = [phase.model_dump(mode="json") for phase in self.phases]
+        return {
+            "sizes": self.sizes,
+            "phases": phases,
+            "global_batch": self.global_batch,
+            "max_epochs": self.max_epochs,
+            "seed": self.seed,
+        }
+
+    def taken_before(self, step: int) -> dict[str, int]:
+        """Return how many draws of each source come before a step; `step` may be the one behind the last."""
+        drawn, first = list(self._taken), 0
+        for phase, counts in zip(self.phases, self._counts, strict=True):
+            done = min(max(step - first, 0), phase.steps)
+            before = _taken_before(counts, done * self.global_batch)
+            drawn = [total + taken for total, taken in zip(drawn, before, strict=True)]
+            first += phase.steps
+        return dict(zip(self.sources, drawn, strict=True))
 
     def phase_of(self, step: int) -> tuple[int, int]:
         """Return (phase number, first step of that phase) of a step."""
@@ -112,7 +143,7 @@ class Mixture:
         """Return the sequences of the global batch of a step (0 is the first). Cost: one batch, whatever the step."""
         number, first = self.phase_of(step)
         source, draw = _interleaved(self._counts[number], (step - first) * self.global_batch, self.global_batch)
-        earlier = [sum(counts[index] for counts in self._counts[:number]) for index in range(len(self.sources))]
+        earlier = [sum(each) for each in zip(self._taken, *self._counts[:number], strict=True)]
         draw = draw + np.array(earlier, dtype=np.int64)[source]
         size = np.array([max(1, self.sizes[name]) for name in self.sources], dtype=np.int64)[source]
         epoch, position = draw // size, draw % size
@@ -148,7 +179,7 @@ class Mixture:
 
     def _check_epochs(self, max_epochs: float) -> None:
         for index, name in enumerate(self.sources):
-            draws = sum(counts[index] for counts in self._counts)
+            draws = self._taken[index] + sum(counts[index] for counts in self._counts)
             allowed = int(max_epochs * self.sizes[name])
             if draws > allowed:
                 fitting = self.steps * allowed // draws

@@ -12,11 +12,13 @@ from hornbook.errors import DataError, RecipeError
 from hornbook.plan import derive_seed
 from hornbook.settings import Settings, nearest, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult, TokenLocation
+from training.best import BestOfSettings, with_candidates
 from training.launch import locate_token, open_corpora, run_job
 from training.mixture import PhaseSettings
 from training.presets import PRESETS
 from training.settings import LoopSettings
 from training.tokenizer import load_tokenizer
+from training.trunk import check_place, find_trunk
 
 if TYPE_CHECKING:
     from training.job import Job
@@ -33,6 +35,11 @@ class PretrainSettings(Settings):
         False, description="With a model as input: grow it to the preset's size first; it computes the same then."
     )
     phases: tuple[PhaseSettings, ...] = Field(..., min_length=1, description="Phases in order, each with its mixture.")
+    fork: str | None = Field(
+        None,
+        description="ARTIFACT@STEP: start from the checkpoint that another run keeps of this step, its weights, optimizer and "
+        "step; the phases follow it, the schedule counts from that run's first step. `hornbook fork` writes it.",
+    )
     max_epochs: float = Field(4.0, gt=0, description="No source is gone through more often, all phases together.")
     loop: LoopSettings = Field(
         LoopSettings(),
@@ -43,7 +50,13 @@ class PretrainSettings(Settings):
         ge=0,
         description="Another number is another draw of weights, order and dropout, all else equal; beside the recipe's seed.",
     )
+    best_of: BestOfSettings | None = Field(
+        None, description="Leave the best weights of every so many steps, by validation loss, instead of the last."
+    )
     workers: int | None = runtime(None, ge=1, description="Training workers; default: one per GPU, or two on CPUs.")
+    min_workers: int | None = runtime(
+        None, ge=1, description="Go on with as few workers as this while a node is gone; default: wait for all of them."
+    )
     max_failures: int = runtime(3, ge=0, description="How often dead workers are started again.")
 
 
@@ -64,14 +77,15 @@ class Pretrain(Stage):
         super().__init__(name, with_paper_loop(settings), seed)
 
     def check(self) -> None:
-        """Refuse an unknown preset."""
+        """Refuse an unknown preset, and a fork of what is no artifact's step."""
+        check_place(self.name, self.settings.fork)
         if self.settings.preset not in PRESETS:
             known = nearest(self.settings.preset, list(PRESETS))
             raise RecipeError(f"{self.name}.preset: no model preset {self.settings.preset!r}{known}")
 
     def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
         """Return the steps and the tokens they take."""
-        steps, loop = sum(phase.steps for phase in self.settings.phases), self.settings.loop
+        steps, loop = sum(phase.steps for phase in self.settings.phases), self.settings.loop  # those after a fork
         return Expected(
             planned=steps, unit="steps", rows=steps, tokens=steps * loop.global_batch * loop.sequence_length
         )
@@ -86,7 +100,10 @@ class Pretrain(Stage):
                     "leave it out, or set grow: true",
                 )
             require_same_words(start.local_folder("model"), tokenizer)
-        return run_job(context, self._job(context), tokenizer, self.settings.workers, self.settings.max_failures)
+        return run_job(
+            context, self._job(context), tokenizer, self.settings.workers, self.settings.max_failures,
+            self.settings.min_workers,
+        )  # fmt: skip
 
     def locate_token(self, context: StageContext, step: int, row: int, position: int) -> TokenLocation:
         """Return where a training token came from: batches are a function of (seed, step), so they are planned again."""
@@ -99,7 +116,7 @@ class Pretrain(Stage):
         vocabulary = -(-corpora[0].index.vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         own = () if self.settings.seed is None else (self.settings.seed,)
         return Job(
-            settings=self.settings.loop,
+            settings=with_candidates(self.settings.loop, self.settings.best_of),
             corpora=corpora,
             rows="windows",
             phases=self.settings.phases,
@@ -110,6 +127,8 @@ class Pretrain(Stage):
             overrides={"vocab_size": vocabulary} | self.settings.model,
             start=context.optional_input("model"),
             grow=self.settings.grow,
+            trunk=find_trunk(context.artifact, self.settings.fork) if self.settings.fork else None,
+            best_of=self.settings.best_of,
         )
 
 

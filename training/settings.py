@@ -42,7 +42,19 @@ class LoopSettings(Settings):
     compile: bool | None = runtime(None, description="torch.compile each block; default: on a GPU.")
     checkpoint_blocks: bool = runtime(False, description="Compute activations again in the backward pass: less memory.")
     checkpoint_every: int = runtime(100, ge=1, description="Steps between checkpoints.")
-    keep_checkpoints: int = runtime(2, ge=1, description="How many checkpoints stay.")
+    keep_checkpoints: int = runtime(2, ge=1, description="How many checkpoints stay: the newest ones.")
+    milestone_every: int | None = runtime(
+        None, ge=1, description="Checkpoints of steps that this divides stay for good, to branch off from, say."
+    )
+    best_by: str | None = runtime(
+        None, description="The checkpoint of the lowest validation loss stays, too: of this source, or `mean` over all."
+    )
+    asynchronous_checkpoints: bool = runtime(
+        True, description="Write checkpoints beside the steps that follow; takes host memory of a checkpoint's size."
+    )
+    on_failed_checkpoint: Literal["stop", "continue"] = runtime(
+        "stop", description="What happens if a checkpoint cannot be written; the last one of a run must be, always."
+    )
     validate_every: int = runtime(50, ge=1, description="Steps between validations; the last step validates always.")
     validation_rows: int = Field(32, ge=0, description="Held-out rows per source in a validation.")
     patience: int = Field(5, ge=1, description="Steps in a row that are left out before the run stops.")

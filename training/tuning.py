@@ -11,6 +11,7 @@ from pydantic import Field
 from hornbook.plan import derive_seed
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult, TokenLocation
+from training.best import BestOfSettings, with_candidates
 from training.launch import locate_token, open_corpora, run_job
 from training.low_rank import LoraSettings
 from training.mixture import PhaseSettings
@@ -38,7 +39,13 @@ class TuningSettings(Settings):
         None, description="Train adapters of this size only, and fold them in at the end."
     )
     loop: TuningLoopSettings = Field(TuningLoopSettings(), description="How it is trained.")
+    best_of: BestOfSettings | None = Field(
+        None, description="Leave the best weights of every so many steps, by validation loss, instead of the last."
+    )
     workers: int | None = runtime(None, ge=1, description="Training workers; default: one per GPU, or two on CPUs.")
+    min_workers: int | None = runtime(
+        None, ge=1, description="Go on with as few workers as this while a node is gone; default: wait for all of them."
+    )
     max_failures: int = runtime(3, ge=0, description="How often dead workers are started again.")
 
 
@@ -69,7 +76,10 @@ class Tuning(Stage):
     def run(self, context: StageContext) -> StageResult:
         """Tune, from the latest checkpoint of an earlier attempt if there is one."""
         tokenizer = context.input("model").local_folder("model")
-        return run_job(context, self._job(context), tokenizer, self.settings.workers, self.settings.max_failures)
+        return run_job(
+            context, self._job(context), tokenizer, self.settings.workers, self.settings.max_failures,
+            self.settings.min_workers,
+        )  # fmt: skip
 
     def locate_token(self, context: StageContext, step: int, row: int, position: int) -> TokenLocation:
         """Return where a token came from: each row is one conversation, or one pair, in its chosen answer."""
@@ -87,7 +97,7 @@ class Tuning(Stage):
         documents = [shard.documents for corpus in corpora for shard in corpus.index.splits["train"]]
         rows = sum(count // self.documents_per_row for count in documents)
         return Job(
-            settings=self.settings.loop,
+            settings=with_candidates(self.settings.loop, self.settings.best_of),
             corpora=corpora,
             rows=self.rows,
             phases=[PhaseSettings(name=self.kind, steps=self._steps(rows))],
@@ -97,6 +107,7 @@ class Tuning(Stage):
             start=model,
             lora=self.settings.lora,
             preference=self.preference(),
+            best_of=self.settings.best_of,
         )
 
     def _steps(self, rows: int) -> int:

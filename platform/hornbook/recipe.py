@@ -108,7 +108,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(source, dict):
         raise RecipeError(f"{path} is not a recipe", "a recipe is a mapping with name, seed and stages")
     for override in overrides:
-        _override(source, override)
+        override_setting(source, override)
     return check_recipe(source, str(path), path.parent)
 
 
@@ -138,7 +138,8 @@ def find_recipe(name: str) -> Path:
     return known[name]
 
 
-def _override(source: dict[str, Any], override: str) -> None:
+def override_setting(source: dict[str, Any], override: str) -> None:
+    """Apply one `key.path=value` to a recipe as it was read. Raises RecipeError."""
     import yaml
 
     key, separator, text = override.partition("=")

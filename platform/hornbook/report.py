@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hornbook.branch_view import branches
 from hornbook.charts import COLOURS, Band, Series, line_chart, named_colours, number, smoothed, thinned
 from hornbook.comparison_view import comparisons
 from hornbook.dial_view import dials
@@ -87,6 +88,7 @@ def render_report(store: Store, run_id: str) -> str:
         scored=scored(run, colours),
         dials=dials(run),
         comparisons=comparisons(run),
+        branches=branches(run, curves),
         training=[_training(stage, rows, colours) for stage, rows in curves],
         generated=generated_samples(run.stages, SAMPLES),
         modelled=model_samples(run.stages, SAMPLES),

@@ -35,7 +35,9 @@ class Server:
     def replace_this_process(self) -> NoReturn:
         """Become the server. Raises ModelError where vLLM is not installed."""
         if importlib.util.find_spec("vllm") is None:
-            raise ModelError("vLLM is not installed here", "pip install 'hornbook[gpu]', or scripts/install-cpu on a CPU")
+            raise ModelError(
+                "vLLM is not installed here", "pip install 'hornbook[gpu]', or scripts/install-cpu on a CPU"
+            )
         os.execvpe(self.command[0], list(self.command), {**os.environ, **self.environment})
 
 
@@ -59,7 +61,8 @@ def server(
         raise ModelError(f"{folder} is no model folder: {error}", "name a folder with a config.json") from None
     if config.get("model_type") == "gpt_neo":
         raise ModelError(
-            "vLLM has no GPT-Neo: the tinystories presets cannot be served", "`hornbook chat` and `hornbook sample` run it"
+            "vLLM has no GPT-Neo: the tinystories presets cannot be served",
+            "`hornbook chat` and `hornbook sample` run it",
         )
     length = min(context or 1 << 30, int(config.get("max_position_embeddings", 2048)))
     options: dict[str, str] = {

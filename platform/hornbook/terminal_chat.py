@@ -75,7 +75,9 @@ class Conversation:
                 remark("forgotten")
             elif command == "/system":
                 self.begin(rest.strip())
-                remark("a new conversation " + ("below that system prompt" if self.system else "without a system prompt"))
+                remark(
+                    "a new conversation " + ("below that system prompt" if self.system else "without a system prompt")
+                )
             elif command.startswith("/"):
                 remark(HELP)
             elif command:
