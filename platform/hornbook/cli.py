@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -284,7 +285,8 @@ def chat(
 
     conversation = Conversation(load_model(open_store(), model), system, max_tokens, temperature, top_p, seed)
     remark(f"{conversation.loaded.folder}, {conversation.loaded.context} tokens of context; {HELP}")
-    conversation.converse(read_lines("you> "), write, remark)
+    with contextlib.suppress(KeyboardInterrupt):
+        conversation.converse(read_lines("you> "), write, remark)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -48,21 +48,17 @@ class Conversation:
         self.messages = [{"role": "system", "content": system}] if system else []
 
     def say(self, text: str, write: Callable[[str], Any]) -> None:
-        """Answer a message, piece by piece through `write`. Raises ModelError if it fills the context; it is forgotten then."""
-        self.messages.append({"role": "user", "content": text})
+        """Answer a message, piece by piece through `write`. Raises ModelError if it fills the context; it is as if unsaid then."""
+        messages = [*self.messages, {"role": "user", "content": text}]
+        inputs = chat_inputs(self.loaded.tokenizer, messages, self.loaded.context, self.max_tokens)
         answer = ""
-        try:
-            inputs = chat_inputs(self.loaded.tokenizer, self.messages, self.loaded.context, self.max_tokens)
-            for piece in generate(
-                self.loaded.network, self.loaded.tokenizer, inputs, self.max_tokens, self.temperature, self.top_p
-            ):
-                answer += piece
-                write(piece)
-        except ModelError:
-            self.messages.pop()
-            raise
+        for piece in generate(
+            self.loaded.network, self.loaded.tokenizer, inputs, self.max_tokens, self.temperature, self.top_p
+        ):
+            answer += piece
+            write(piece)
         write("\n")
-        self.messages.append({"role": "assistant", "content": answer})
+        self.messages = [*messages, {"role": "assistant", "content": answer}]
 
     def converse(self, lines: Iterable[str], write: Callable[[str], Any], remark: Callable[[str], Any]) -> None:
         """Answer lines until they end or one is /exit; `remark` takes what is not the model's."""
