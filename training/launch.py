@@ -21,7 +21,7 @@ from hornbook.stage import StageContext, StageResult, TokenLocation
 from training.best import best
 from training.job import Corpus, Job
 from training.metrics import METRICS, json_ready, parse_metrics
-from training.packed import describe, shard_index, tokenizer_hash
+from training.packed import describe, shard_index, template_hash, tokenizer_hash
 from training.sigterm import Sigterm
 from training.trunk import NOTE, note_trunk
 
@@ -45,7 +45,7 @@ def open_corpora(context: StageContext, tokenizer: Path, kind: str) -> list[Corp
     """Return the packed inputs of a stage as a mixture's corpora.
 
     Raises:
-        DataError: one was packed with another tokenizer, is of the other kind, or two have the same name.
+        DataError: one was packed with another tokenizer or chat template, is of the other kind, or two have the same name.
     """
     corpora: list[Corpus] = []
     wanted = tokenizer_hash(tokenizer)
@@ -53,6 +53,10 @@ def open_corpora(context: StageContext, tokenizer: Path, kind: str) -> list[Corp
         description = describe(artifact)
         if description.tokenizer != wanted:
             raise DataError(f"{stage} was packed with another tokenizer than the model's", "pack it with the same one")
+        if description.template and description.template != template_hash(tokenizer):
+            raise DataError(
+                f"{stage} was packed with another chat template than the model's", "pack it with the model's own"
+            )
         if description.kind != kind:
             raise DataError(f"{stage} holds {description.kind}, this stage trains on {kind}", f"set its form to {kind}")
         if description.source in [corpus.name for corpus in corpora]:

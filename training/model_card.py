@@ -81,17 +81,20 @@ def model_card(source: Artifact, stage: str, licence: str, proof: Mapping[str, A
 
 def sources_of(artifact: Artifact) -> list[SourceOfTokens]:
     """Return what a training stage took from each source in each phase."""
-    shares = artifact.manifest.metrics.get("mixture") or []
-    total = sum(share["sequences"] for share in shares)
-    tokens = artifact.manifest.metrics.get("tokens", 0)
+    metrics = artifact.manifest.metrics
+    shares = metrics.get("mixture") or []
+    tokens_a_row = metrics.get("tokens", 0) / max(sum(share["sequences"] for share in shares), 1)
     licences = dict(_licences_of_sources(artifact))
     return [
         SourceOfTokens(
-            share["phase"], share["source"], round(tokens * share["sequences"] / max(total, 1)), float(share["epochs"]),
+            share["phase"],
+            share["source"],
+            int(share.get("tokens") or round(share["sequences"] * tokens_a_row)),
+            float(share["epochs"]),
             licences.get(share["source"], UNKNOWN),
         )
         for share in shares
-    ]  # fmt: skip
+    ]
 
 
 def _licences_of_sources(artifact: Artifact) -> Iterator[tuple[str, str]]:

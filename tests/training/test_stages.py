@@ -17,6 +17,7 @@ from hornbook.settings import validate
 from hornbook.stage import Stage, StageContext
 from hornbook.store import Store
 from training.dpo import Dpo
+from training.launch import open_corpora
 from training.metrics import read_metrics
 from training.model_card import sources_of
 from training.pack import Pack
@@ -248,6 +249,22 @@ def test_tuning_goes_on_from_the_pretrained_model(store: Store, pretrained: Arti
     rows = list(read_metrics(tuned.local_folder() / "metrics.jsonl"))
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert (tuned.local_folder() / "model" / "tokenizer.json").exists()
+
+
+def test_conversations_of_another_template_are_refused(
+    store: Store, pretrained: Artifact, tokenizer: Artifact, packed_chat: Artifact, tmp_path: Path
+) -> None:
+    import shutil
+
+    other = tmp_path / "tokenizer"
+    shutil.copytree(tokenizer.local_folder("tokenizer"), other)
+    inputs = {"model": {"pretrain": pretrained}, "tokens": {"pack-sums": packed_chat}}
+    _, context = stage_and_context(Sft, store, "sft-other", {"loop": LOOP}, inputs)
+    assert open_corpora(context, other, "chat")[0].name == "sums"
+    template = other / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|user|>", "<|user|> "))
+    with pytest.raises(DataError, match="pack-sums was packed with another chat template than the model's"):
+        open_corpora(context, other, "chat")
 
 
 def test_training_goes_on_from_a_model_as_it_is_or_grown(
