@@ -20,6 +20,7 @@ from pydantic import Field
 from hornbook.engines.interface import EngineSettings, Request, Sampling
 from hornbook.errors import ModelError
 from hornbook.plan import derive_seed
+from hornbook.serving import unserved
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
 from training.gguf_export import GgufType
@@ -102,6 +103,9 @@ class Export(Stage):
                 samples, greedy = sample_with_transformers(folder, self.settings, seed)
                 progress.advance(len(samples))
                 context.check_stop()
+                if self.settings.serving.kind == "vllm" and (reason := unserved(_config(folder))):
+                    print(f"{context.stage}: not served: {reason}", file=sys.stderr)
+                    return StageResult({"samples": samples, "proof": proof, "gguf": gguf, "not_served": reason}, files)
                 handle = context.open_engine(_serving(self.settings.serving, folder, served_from))
                 served, served_greedy = asyncio.run(_sample_with_engine(handle, self.settings, seed))
                 progress.advance(len(served))
@@ -113,8 +117,12 @@ class Export(Stage):
                 f"vLLM writes {served_greedy}",
                 "use another engine for this architecture",
             )
-        figures = {"greedy_agreement": round(agreement, 4), "first_token_agreement": round(first, 4), "proof": proof}
-        figures |= {"gguf": gguf} if gguf else {}
+        figures = {
+            "greedy_agreement": round(agreement, 4),
+            "first_token_agreement": round(first, 4),
+            "proof": proof,
+            "gguf": gguf,
+        }
         return StageResult(metrics={"samples": _alternating(samples, served)} | figures, files=files)
 
     def _proved(self, made_from: Path, folder: Path, gguf: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -219,8 +227,13 @@ def _proof_rows(folder: Path, settings: ExportSettings, context: int) -> list[li
 
 
 def _serving(settings: EngineSettings, folder: Path, model: str) -> EngineSettings:
-    context = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    context = _config(folder)["max_position_embeddings"]
     return settings.model_copy(update={"model": model, "max_model_len": min(settings.max_model_len, context)})
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hornbook.errors import ModelError
 
@@ -85,6 +85,13 @@ def server(
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
     command += [word for option, value in options.items() for word in (f"--{option}", value)]
     return Server((*command, *flags, *more), environment)
+
+
+def unserved(config: Mapping[str, Any]) -> str:
+    """Return why vLLM does not serve a model of this configuration; empty where nothing is known against it."""
+    if config.get("model_type") == "gpt_neo":
+        return "vLLM has no GPT-Neo, which the tinystories presets are"
+    return ""
 
 
 def served_name(model: str, folder: Path) -> str:

@@ -129,6 +129,26 @@ def test_what_was_proved_stands_in_manifest_and_card(model_artifact: Artifact, t
     assert "GGUF q4_0: not made: there is no convert_hf_to_gguf.py" in card
 
 
+def test_a_model_that_vllm_has_not_is_exported_with_the_reason(model_artifact: Artifact, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    model = build_model(
+        model_config("tinystories-1m", vocab_size=1024, num_layers=2, attention_types=[[["global", "local"], 1]]),
+        seed=0,
+    )
+    artifact = Artifact(store, "artifacts/pretrain")
+    write_hf_folder(model, artifact.local_folder("model"), model_artifact.local_folder("model"))
+    finish(artifact, "pretrain", "model", {}, files=["model/config.json"])
+
+    def no_engine(settings: Any) -> Any:
+        raise AssertionError("no engine is asked")
+
+    metrics = export(artifact, [], no_engine, **QUICK).manifest.metrics
+    assert metrics["not_served"].startswith("vLLM has no GPT-Neo")
+    assert {sample["engine"] for sample in metrics["samples"]} == {"transformers"} and metrics["proof"][
+        "largest"
+    ] == 0.0
+
+
 def test_agreement_counts_tokens_up_to_the_first_difference(model_artifact: Artifact) -> None:
     folder = model_artifact.local_folder("model")
     tokenizer = AutoTokenizer.from_pretrained(folder)
