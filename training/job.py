@@ -194,10 +194,11 @@ class Job:
             self.archive, sizes, self.trunk, save_now,
         )  # fmt: skip
 
-    def leave(self, found: Checkpoint, folder: Path, tokenizer: Path) -> tuple[PreTrainedModel, dict[str, Any]]:
+    def leave(self, found: Checkpoint, folder: Path, tokenizer: Path) -> tuple[int, dict[str, Any]]:
         """Write the model of a checkpoint as a Hugging Face folder, plain: shared blocks written out, adapters folded in.
 
-        Returns the model, float32, on the CPU, and the proof that the folder predicts what the model did in training.
+        Returns its number of parameters, and the proof that the folder, loaded anew (float32, on the CPU), predicts what the
+        model did in training.
 
         Raises:
             ModelError: it does not.
@@ -217,4 +218,6 @@ class Job:
         trained = log_probabilities(whole.model, rows)
         plain = unrolled(adapted.merged() if adapted else model)
         write_hf_folder(plain, folder, tokenizer)
-        return plain, prove_folder(folder, rows, trained)
+        parameters = sum(parameter.numel() for parameter in plain.parameters())
+        del model, adapted, whole, plain  # one copy in memory is enough
+        return parameters, prove_folder(folder, rows, trained)

@@ -133,13 +133,12 @@ def run_job(
     if job.best_of:
         found = best(found, job.folder / "checkpoints", job.best_of, job.archive)
     with context.scratch() as folder:
-        model, proof = job.leave(found, folder, tokenizer)
+        parameters, proof = job.leave(found, folder, tokenizer)
         files += context.save_folder(folder, MODEL)
     if job.archive:
         shutil.rmtree(job.folder, ignore_errors=True)  # a cache that nobody asks again
     rows = list(parse_metrics(context.artifact.store.read(f"{context.artifact.folder}/{METRICS}").decode()))
     shares = [vars(share) for share in mixture.shares() if share.sequences]
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     figures = _figures(rows) | {"parameters": parameters, "mixture": shares, "proof": proof}
     if job.best_of:
         figures["best"] = {"step": found.step, "loss": found.score, "by": job.best_of.by}

@@ -92,7 +92,7 @@ def model(store: Store, name: str, steps: int) -> Artifact:
     rows = [tokenizer.apply_chat_template(request(city), return_dict=True)["input_ids"] for city in CITIES]
     inputs = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-2, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
     for _ in range(steps):
         network(**inputs, labels=labels).loss.backward()
         optimizer.step()
@@ -121,7 +121,7 @@ def test_a_model_that_knows_its_calls_is_told_from_one_that_does_not(
         stage = EvaluateCalls(name, validate(EvaluateCalls.Settings, values, name), 0)
         return finished(stage, store, model=[known], documents=[made])
 
-    knows = model(store, "knows", 60)
+    knows = model(store, "knows", 120)
     found = figures("known", knows)
     assert found.manifest.metrics == {
         "requests": 4, "accuracy": 1.0, "readable": 1.0, "soft_accuracy": 1.0,
