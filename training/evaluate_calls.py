@@ -238,13 +238,13 @@ class GreedyWriter:
         transformers.utils.logging.disable_progress_bar()
         if device == "cpu":
             torch.set_num_threads(1)  # a worker has one processor
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
         if not self.tokenizer.chat_template:
             raise DataError(f"the tokenizer in {folder} has no chat template", "tune a model with one")
         self.device = device
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        self.model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=dtype)
-        self.model = self.model.to(device).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=dtype)
+        self.model: Any = model.eval().to(torch.device(device))
 
     def answers(self, conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[str]:
         """Return an answer to each conversation; empty where it leaves no room in the model's context."""

@@ -215,8 +215,8 @@ def _proof_rows(folder: Path, settings: ExportSettings, context: int) -> list[li
     """Return the ids of the beginnings and the questions, cut to the model's context."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    rows = [tokenizer(text)["input_ids"] for text in settings.starts]
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    rows: list[list[int]] = [tokenizer(text)["input_ids"] for text in settings.starts]
     rows += [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True

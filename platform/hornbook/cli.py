@@ -301,7 +301,7 @@ def serve(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the server's command and stop.")] = False,
 ) -> None:
-    """Serve a model through vLLM's OpenAI server: /v1/chat/completions and its like. Further options go to `vllm serve`.
+    """Serve a model through vLLM's OpenAI server: /v1/chat/completions and its like. Further options go to the server.
 
     Examples:
 

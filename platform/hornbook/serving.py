@@ -50,7 +50,7 @@ def server(
         name: what clients call the model.
         context: longest conversation, in tokens; default: the model's own.
         on_cpu: whether there is no GPU.
-        more: further options of `vllm serve`; of two of the same name vLLM takes the last.
+        more: further options of vLLM's server; of two of the same name vLLM takes the last.
 
     Raises:
         ModelError: no model folder, or one with an architecture that vLLM has not.
@@ -82,7 +82,8 @@ def server(
         flags = ["--enforce-eager", "--no-enable-chunked-prefill"]  # a compiled start costs a minute more
         cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
         environment["VLLM_CPU_OMP_THREADS_BIND"] = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", cores)
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
+    # Not `vllm serve`: of vLLM's CPU build it finds no version, because that package has another name.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += [word for option, value in options.items() for word in (f"--{option}", value)]
     return Server((*command, *flags, *more), environment)
 

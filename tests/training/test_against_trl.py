@@ -100,7 +100,8 @@ def test_tuning_learns_from_the_tokens_that_trl_learns_from(tmp_path: Path, temp
         train_dataset=Dataset.from_list([{"messages": chat} for chat in chats]),
         processing_class=load_tokenizer(words.local_folder("tokenizer")),
     )  # fmt: skip
-    theirs = trainer.data_collator([trainer.train_dataset[row] for row in range(len(chats))])
+    dataset: Any = trainer.train_dataset
+    theirs = trainer.data_collator([dataset[row] for row in range(len(chats))])
     tokens, trained = source.read(np.arange(len(chats)))
     for row in range(len(chats)):
         length = int(theirs["attention_mask"][row].sum())

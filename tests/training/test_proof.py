@@ -50,7 +50,7 @@ def test_a_folder_that_predicts_otherwise_is_refused(tmp_path: Path, tokenizer: 
     model = build_model(model_config("mobilellm-125m", **LLAMA), seed=0)
     trained = log_probabilities(model, ROWS)
     with torch.no_grad():
-        model.get_input_embeddings().weight[7, 0] += 0.5
+        dict(model.named_parameters())["model.embed_tokens.weight"][7, 0] += 0.5
     write_hf_folder(model, tmp_path / "model", tokenizer)
     with pytest.raises(ModelError, match="does not predict what the trained model does"):
         prove_folder(tmp_path / "model", ROWS, trained)

@@ -65,7 +65,7 @@ def test_the_servers_command_fits_machine_and_model(model: Path, tmp_path: Path)
     words = shlex.split(str(found))
     assert {"VLLM_NO_USAGE_STATS=1", "--enforce-eager", "--no-enable-chunked-prefill", "a b"} <= set(words)
     assert words[words.index("--max-model-len") + 1] == str(CONTEXT)
-    assert words[words.index("serve") + 1] == str(model) and words[words.index("--served-model-name") + 1] == "mine"
+    assert words[words.index("--model") + 1] == str(model) and words[words.index("--served-model-name") + 1] == "mine"
     assert "--enforce-eager" not in server(model, "mine", "127.0.0.1", 8123, None, on_cpu=False).command
     assert served_name("latest/export", model) == "export" and served_name(str(model), model) == "small"
     with pytest.raises(ModelError, match="no model folder"):
