@@ -155,15 +155,15 @@ def warnings_of(metrics: Mapping[str, Any], left_out: Mapping[str, int], agreeme
         said = ", ".join(f"{left_out[name]} {words}" for name, words in LEFT_OUT_WORDS.items() if left_out.get(name))
         found.append(f"annotations were left out: {said}")
     if metrics["held_out"] < 50:
-        found.append(f"only {metrics['held_out']} held-out annotations: the figures above are rough")
+        found.append(f"only {metrics['held_out']} held-out annotations: its figures are rough")
     elif metrics["held_out_effective"] < 50:
         found.append(
             f"the held-out annotations' weights differ so much that they tell as much as {metrics['held_out_effective']:.0f} "
-            "alike: the figures above are rough"
+            "alike: its figures are rough"
         )
     if metrics["auc"] < 0.6:
         found.append(
-            f"the {head} hardly predicts the judge (AUC {metrics['auc']:.2f}, 0.5 is chance): grade more, or with a better judge"
+            f"the {head} hardly predicts the grades held out (AUC {metrics['auc']:.2f}, 0.5 is chance): grade more, or with a better judge"
         )
     measured = metrics["measured"]
     if not measured[CROSS_VALIDATED]:
@@ -190,9 +190,11 @@ def warnings_of(metrics: Mapping[str, Any], left_out: Mapping[str, int], agreeme
         )
     spearman = agreement.get("spearman")
     judged = metrics["train"] + metrics["held_out"] - left_out.get("graded_by_people", 0)
-    if judged > 0 and (spearman is None or spearman < 0.5):
+    if judged > 0 and not agreement:
+        found.append("each document was graded once, so nothing says how far the grades can be trusted")
+    elif judged > 0 and (spearman is None or spearman < 0.5):
         said = "cannot be told" if spearman is None else f"is {spearman:.2f} (1 is equal order)"
-        found.append(f"the agreement of the judge's two wordings {said}: its grades are weak labels")
+        found.append(f"the agreement of {agreement.get('of', 'the annotators')} {said}: the grades are weak labels")
     return found
 
 

@@ -63,7 +63,8 @@ class Job:
         max_epochs: over each corpus.
         seed: of order and dropout.
         artifact: what is made; checkpoints and metrics lie in it.
-        preset: the model's preset, if it starts from nothing; `overrides` are fields of its configuration.
+        preset: the model's preset, or the fields of a `config.json`, if it starts from nothing; `overrides` are fields of its
+            configuration, or of the positions of the model that it starts from.
         start: has the folder `model` to start from, else.
         grow: let that model grow to the preset's size.
         preference: the settings of preference tuning, if rows are pairs.
@@ -79,7 +80,7 @@ class Job:
     max_epochs: float
     seed: int
     artifact: Artifact
-    preset: str = ""
+    preset: str | Mapping[str, Any] = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     start: Folder | None = None
     grow: bool = False
@@ -124,45 +125,65 @@ class Job:
         """Return the model to train, plain, float32, on the CPU.
 
         Raises:
-            RecipeError: a model override that its configuration does not have, or rows longer than its context.
+            RecipeError: a model override that its configuration does not have, fewer words than the corpora's tokenizer
+                has, or rows longer than its context.
         """
         import torch
         import transformers
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         transformers.utils.logging.disable_progress_bar()
         from training.expansion import expanded
         from training.layer_sharing import folded, share_blocks
-        from training.presets import PRESETS, build_model
+        from training.long_context import with_context
+        from training.presets import CONTEXT_FIELDS, build_model, find_preset
 
         if self.start is None:
             model = build_model(self._config(), self.seed)
-            if PRESETS[self.preset].repeats > 1:
-                model = share_blocks(model, PRESETS[self.preset].repeats)
+            if (repeats := find_preset(self.preset).repeats) > 1:
+                model = share_blocks(model, repeats)
         else:
             folder = self.start.local_folder("model")
-            model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            context = {name: value for name, value in self.overrides.items() if name in CONTEXT_FIELDS}
+            if context and not self.grow:
+                config = with_context(config, context)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, trust_remote_code=False, dtype=torch.float32
+            )
             words = self.overrides.get("vocab_size", 0)
             if words > model.config.vocab_size:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(self.seed)
                     model.resize_token_embeddings(words)  # new ones near the mean of the old ones
             model = expanded(model, self._config(), self.seed) if self.grow else folded(model)
-        context = model.config.max_position_embeddings
-        if self.settings.sequence_length > context:
+        self._require_fit(model.config)
+        return model
+
+    def _require_fit(self, config: Any) -> None:
+        words = max(corpus.index.vocabulary for corpus in self.corpora)
+        if words > config.vocab_size:
             raise RecipeError(
-                f"rows of {self.settings.sequence_length} tokens do not fit the model's context of {context}",
+                f"the corpora hold ids up to {words - 1}, the model has {config.vocab_size} words",
+                "leave model.vocab_size out: it is the tokenizer's then",
+            )
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions is not None and self.settings.sequence_length > positions:
+            raise RecipeError(
+                f"rows of {self.settings.sequence_length} tokens do not fit the model's context of {positions}",
                 "lower loop.sequence_length, or set model.max_position_embeddings",
             )
-        return model
 
     def _config(self) -> PreTrainedConfig:
         from training.presets import model_config
 
         known = model_config(self.preset)
         if unknown := [name for name in self.overrides if not hasattr(known, name)]:
-            raise RecipeError(f"{self.preset} has no configuration field {', '.join(unknown)}")
-        return model_config(self.preset, **self.overrides)
+            raise RecipeError(f"{known.model_type} has no configuration field {', '.join(unknown)}")
+        eos = self.corpora[0].index.eos  # what a preset has are ids of another tokenizer, and may lie beyond this one's
+        return model_config(
+            self.preset, **{"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": None, **self.overrides}
+        )
 
     def train(
         self,
@@ -178,10 +199,14 @@ class Job:
 
         sources = self.open("train")
         loader = Loader(sources, self.mixture(sources), self.settings.microbatch)
+        from training.attention import ATTEND_TO_ALL
+        from training.custom_model import require_document_mask
         from training.low_rank import LowRankModel
         from training.preference_model import PreferenceModel
 
         eos, plain = self.corpora[0].index.eos, self.model()
+        if self.settings.document_mask and plain.config.model_type not in ATTEND_TO_ALL:
+            require_document_mask(plain)
         if self.lora is not None:
             plain = LowRankModel(plain, self.lora, self.seed).model
         if self.preference is None:

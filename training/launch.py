@@ -245,23 +245,23 @@ def _worker(config: dict[str, Any]) -> None:
         return  # the group was started again after an error that would only come back
     world = join_world()
     answer: Any = None
+    warned, saved = False, False
 
     def progress(row: dict[str, Any]) -> None:
-        nonlocal answer
+        nonlocal answer, warned
         if world.rank == 0:
             answer = board.add.remote(row)
         if row["step"] % REPORT_STEPS == 0 or row["step"] == job.steps:
             ray.train.report({key: value for key, value in row.items() if isinstance(value, int | float | str)})
+            warned = ray.train.get_preemption_info() is not None  # a barrier, too: not in every step
 
     def stop() -> bool:
         return answer is not None and bool(ray.get(answer))  # the last step's: here by now
 
-    told = False
-
     def save_now() -> bool:
-        nonlocal told
-        first = not told and ray.train.get_preemption_info() is not None  # a node of ours is about to be taken away
-        told = told or first
+        nonlocal saved
+        first = warned and not saved  # a node of ours will be taken away: once is enough
+        saved = saved or warned
         return first
 
     try:

@@ -25,7 +25,7 @@ from training.loader import DIGEST_BITS, Batch, Loader
 from training.metrics import METRICS, MetricsFile, json_ready
 from training.model import LanguageModel
 from training.optimizer import Average, Guard, make_optimizer
-from training.parallel import World, parallelize
+from training.parallel import World, begin_microbatch, parallelize
 from training.preference_model import PreferenceModel, reference_log_probabilities
 from training.saver import Saver, check_best_by, wants_validation
 from training.schedule import learning_rate_share
@@ -83,7 +83,7 @@ def train(
     flops, peak = flops_per_token(model, settings.sequence_length), peak_flops(world.device)
     on_gpu = world.device.type == "cuda"
     compiled = on_gpu if settings.compile is None else settings.compile
-    parallelize(model, world, settings.precision, compiled, settings.checkpoint_blocks)
+    parallelize(model, world, settings, compiled)
     optimizer = make_optimizer(model, settings)
     average, guard = Average(model, settings.average), Guard(settings.leap)
     data = loader.fingerprint()
@@ -124,7 +124,7 @@ def train(
     began, waited = time.perf_counter(), 0.0
     try:
         for batch in batches:
-            rate = settings.learning_rate * learning_rate_share(settings.schedule, batch.step, steps)
+            rate = settings.peak_rate * learning_rate_share(settings.schedule, batch.step, steps)
             wishes = (stop(), save_now()) if world.rank == 0 else (False, False)
             agreed, targets, tokens, digest = _agree(batch, (*wishes, sigterm.received, *saver.state()), world)
             saver.advance(running=agreed[3], failed=agreed[4])
@@ -144,7 +144,7 @@ def train(
                 row |= _in_bits(row["validation"], bytes_per_token or {})
             now = time.perf_counter()
             row |= {"tokens": tokens, "seconds": now - began, "tokens_per_second": tokens / (now - began)}
-            if peak:
+            if peak and flops:
                 row["mfu"] = row["tokens_per_second"] * flops / (peak * world.size)
             row |= {"loader_wait_share": (batches.waited - waited) / (now - began)}
             row |= {"batch_digest": f"{digest:012x}", "skipped": guard.skipped} | saver.figures()
@@ -212,7 +212,7 @@ def _gradients(
     total = torch.zeros(1 + len(names), device=world.device)
     last = len(batch.microbatches) - 1
     for number, tensors in enumerate(batch.microbatches):
-        model.set_requires_gradient_sync(number == last)  # type: ignore[operator] # FSDP2's; one reduction a step
+        begin_microbatch(model, number == last)  # one reduction a step
         sums = model(*(tensor.to(world.device) for tensor in tensors)).view(-1) / max(targets, 1)
         (sums[0] * world.size).backward()  # FSDP takes the mean over ranks, the loss is a sum over them
         total += sums.detach()

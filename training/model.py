@@ -6,12 +6,15 @@ there; from outside, a plain tensor would meet a sharded one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from training.document_mask import document_attention, document_numbers, document_positions
+from training.attention import document_arguments
+from training.document_mask import document_numbers
+from training.long_context import rotate_by_document
 from training.loss import chunked_cross_entropy
 
 if TYPE_CHECKING:
@@ -25,6 +28,9 @@ class LanguageModel(nn.Module):
         model: any transformers causal language model with a linear head.
         eos: end-of-text id, where documents meet in a packed row.
         document_mask: keep the documents of a row from seeing each other.
+
+    Attributes:
+        kept_gathered: modules whose weights stay gathered over the microbatches of a step; see `training.parallel`.
     """
 
     def __init__(self, model: PreTrainedModel, eos: int, document_mask: bool = True) -> None:
@@ -32,6 +38,8 @@ class LanguageModel(nn.Module):
         self.model = model
         self.eos = eos
         self.document_mask = document_mask
+        self.kept_gathered: Sequence[nn.Module] = ()
+        rotate_by_document(model)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -49,13 +57,8 @@ class LanguageModel(nn.Module):
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the last hidden states, (rows, T, width)."""
-        arguments: dict[str, torch.Tensor] = {}
+        arguments: dict[str, Any] = {}
         if self.document_mask:
-            numbers = document_numbers(tokens, self.eos)
-            allowed = document_attention(numbers)
-            if self.model.config._attn_implementation == "eager":  # adds its mask to the scores
-                dtype = next(self.model.parameters()).dtype
-                allowed = torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
-            arguments = {"attention_mask": allowed, "position_ids": document_positions(numbers)}
+            arguments = document_arguments(self.model, document_numbers(tokens, self.eos))
         hidden: torch.Tensor = self.model.base_model(input_ids=tokens, use_cache=False, **arguments).last_hidden_state
         return hidden

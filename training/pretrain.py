@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from hornbook.errors import DataError, RecipeError
+from hornbook.errors import DataError, ModelError, RecipeError
 from hornbook.plan import derive_seed
-from hornbook.settings import Settings, nearest, runtime
+from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult, TokenLocation
 from training.best import BestOfSettings, with_candidates
+from training.custom_model import read_config
 from training.launch import locate_token, open_corpora, run_job
 from training.mixture import PhaseSettings
-from training.presets import PRESETS
+from training.presets import CONTEXT_FIELDS, PRESETS, find_preset
 from training.settings import LoopSettings
 from training.tokenizer import load_tokenizer
 from training.trunk import check_place, find_trunk
@@ -29,8 +30,14 @@ VOCABULARY_MULTIPLE = 64  # matrix products over the vocabulary run faster on ro
 class PretrainSettings(Settings):
     """Which model is trained, on what, for how long."""
 
-    preset: str = Field("phi-demo-3m", description="Name of a model preset.")
-    model: dict[str, Any] = Field(default_factory=dict, description="Fields of the model's configuration to change.")
+    preset: str | dict[str, Any] = Field(
+        "phi-demo-3m",
+        description="Name of a model preset, or path of a Hugging Face config.json or its folder, or the fields of one.",
+    )
+    model: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Fields of the model's configuration to change; with a model as input, those of its positions only.",
+    )
     grow: bool = Field(
         False, description="With a model as input: grow it to the preset's size first; it computes the same then."
     )
@@ -74,14 +81,17 @@ class Pretrain(Stage):
     settings: PretrainSettings
 
     def __init__(self, name: str, settings: PretrainSettings, seed: int) -> None:
-        super().__init__(name, with_paper_loop(settings), seed)
+        super().__init__(name, with_paper_loop(with_config_read(settings)), seed)
 
     def check(self) -> None:
-        """Refuse an unknown preset, and a fork of what is no artifact's step."""
+        """Refuse an unknown preset, a configuration that cannot be trained, and a fork of what is no artifact's step."""
         check_place(self.name, self.settings.fork)
-        if self.settings.preset not in PRESETS:
-            known = nearest(self.settings.preset, list(PRESETS))
-            raise RecipeError(f"{self.name}.preset: no model preset {self.settings.preset!r}{known}")
+        try:
+            preset = find_preset(self.settings.preset)
+            if not isinstance(self.settings.preset, str):
+                preset.config()
+        except ModelError as error:
+            raise RecipeError(f"{self.name}.preset: {error.message}", error.cure) from error
 
     def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
         """Return the steps and the tokens they take."""
@@ -94,10 +104,11 @@ class Pretrain(Stage):
         """Train, from the latest checkpoint of an earlier attempt if there is one."""
         tokenizer = context.input("tokenizer").local_folder("tokenizer")
         if start := context.optional_input("model"):
-            if self.settings.model and not self.settings.grow:
+            fixed = [name for name in self.settings.model if name not in CONTEXT_FIELDS]
+            if fixed and not self.settings.grow:
                 raise RecipeError(
-                    f"stages.{self.name}.model: the model comes from {start.manifest.stage} as it is",
-                    "leave it out, or set grow: true",
+                    f"stages.{self.name}.model: the model comes from {start.manifest.stage} with its {', '.join(fixed)}",
+                    f"leave out all but {', '.join(CONTEXT_FIELDS)}, or set grow: true",
                 )
             require_same_words(start.local_folder("model"), tokenizer)
         return run_job(
@@ -150,11 +161,23 @@ def require_same_words(model: Path, tokenizer: Path) -> None:
 def with_paper_loop(settings: PretrainSettings) -> PretrainSettings:
     """Return the settings with what the recipe leaves open in `loop` as the preset's paper has it.
 
-    A recipe that names a schedule takes none of the paper's.
+    A recipe that names a schedule takes none of the paper's; its own learning rate is not scaled with the batch as the
+    paper's is.
     """
-    if settings.preset not in PRESETS:
+    paper = PRESETS[settings.preset].loop if isinstance(settings.preset, str) and settings.preset in PRESETS else {}
+    if not paper:
         return settings
     chosen = {name: getattr(settings.loop, name) for name in settings.loop.model_fields_set}
-    return settings.model_copy(
-        update={"loop": LoopSettings.model_validate({**PRESETS[settings.preset].loop, **chosen})}
-    )
+    if "learning_rate" in chosen:
+        paper = {name: value for name, value in paper.items() if name != "reference_batch"}
+    return settings.model_copy(update={"loop": LoopSettings.model_validate({**paper, **chosen})})
+
+
+def with_config_read(settings: PretrainSettings) -> PretrainSettings:
+    """Return the settings with a preset that is a path replaced by what stands there, so that it counts as a setting.
+
+    Raises:
+        RecipeError: it cannot be read.
+    """
+    fields = read_config(settings.preset) if isinstance(settings.preset, str) else None
+    return settings if fields is None else settings.model_copy(update={"preset": fields})

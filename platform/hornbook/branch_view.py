@@ -34,9 +34,16 @@ def _family(trunk: str, members: Sequence[tuple[Curve, int]]) -> dict[str, Any]:
     sources = sorted(set.intersection(*held_out))
     lines, table = [], []
     for number, ((stage, rows), step) in enumerate(members):
-        points = [(row["step"], loss) for row in rows if (loss := _mean(row, sources)) is not None]
+        points = [(row["step"], loss) for row in rows if (loss := _drawn(row, sources)) is not None]
         colour = f"c{number % COLOURS}"
-        lines.append(Series(stage.name, colour, thinned([point for point in points if point[0] >= step]), marked=True))
+        lines.append(
+            Series(
+                stage.name,
+                colour,
+                thinned([point for point in points if point[0] >= step]),
+                marked=bool(sources),
+            )
+        )
         last = next((row for row in reversed(rows) if _mean(row, sources) is not None), {})
         table.append({
             "name": stage.name, "colour": colour, "step": step, "steps": rows[-1]["step"],
@@ -53,11 +60,16 @@ def _family(trunk: str, members: Sequence[tuple[Curve, int]]) -> dict[str, Any]:
         "legend": [(line.name, line.colour) for line in drawn],
         "chart": line_chart(
             drawn,
-            label=f"Validation loss of {trunk} and of what branches off from it, by optimizer step",
+            label=f"Loss of {trunk} and of what branches off from it, by optimizer step",
             x_label="optimizer step",
-            y_label="validation loss, mean of sources",
+            y_label="validation loss, mean of sources" if sources else "training loss",
         ),
     }
+
+
+def _drawn(row: Mapping[str, Any], sources: Sequence[str]) -> float | None:
+    """Return the validation loss of a step; where nothing is held out, the training loss."""
+    return _mean(row, sources) if sources else numeric(row.get("loss"))
 
 
 def _mean(row: Mapping[str, Any], sources: Sequence[str]) -> float | None:

@@ -447,7 +447,7 @@ def dial(
 
         hornbook dial latest/scores --recipe my.yaml --at 0.6 --write
     """
-    from hornbook.dial_page import Dial, nearest_step, table
+    from hornbook.dial_page import Dial, table
     from hornbook.errors import RecipeError
     from hornbook.store import open_store
 
@@ -457,7 +457,7 @@ def dial(
     if at is None:
         opened.page(port).serve(f"the dial of {opened.stage}", browser=not no_browser, say=_say)
         return
-    remarks, sources, total = table(opened.figures, nearest_step(opened.figures, at))
+    remarks, sources, total = table(opened.figures, opened.step(at))
     for remark in remarks:
         typer.echo(remark)
     _table(["source", "documents", "kept", "share", "tokens kept", ""], sources + total)

@@ -67,7 +67,7 @@ def fork(store: Store, place: str, name: str = "", settings: Sequence[str] = ())
     source = copy.deepcopy(dict(run.value["source"]))
     if branch in source["stages"]:
         raise RecipeError(f"there is a stage {branch} in the recipe of {run.id}", "give another --name")
-    value = {**source["stages"][stage], SETTING: f"{folder.removeprefix(f'{ARTIFACTS}/')}@{step}"}
+    value = {**copy.deepcopy(source["stages"][stage]), SETTING: f"{folder.removeprefix(f'{ARTIFACTS}/')}@{step}"}
     value["phases"] = _remaining(source["stages"][stage], step)
     source["stages"][branch] = value
     for setting in settings:
