@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hornbook.artifact import Artifact
 from hornbook.errors import RecipeError, TrainingError
 from training.archive import Archive
+from training.best import BestOfSettings
 from training.best_fit import OverLong
-from training.low_rank import LoraSettings
+from training.low_rank import LoraSettings, LowRankModel
 from training.mixture import Mixture, PhaseSettings
 from training.settings import LoopSettings
 from training.shards import Rows, ShardIndex, Split, TokenSource
@@ -77,6 +78,7 @@ class Job:
         trunk: the checkpoint of another run that this one branches off from; the phases follow it.
         epoch_caps, when_dry: of the mixture; see there.
         over_long: what becomes of documents longer than a row; see `training.shards.TokenSource`.
+        best_of: which weights it leaves, if not the last.
     """
 
     settings: LoopSettings
@@ -98,6 +100,7 @@ class Job:
     epoch_caps: Mapping[str, float] = field(default_factory=dict)
     when_dry: WhenDry = "refuse"
     over_long: OverLong = "split"
+    best_of: BestOfSettings | None = None
 
     @cached_property
     def steps(self) -> int:
@@ -235,7 +238,6 @@ class Job:
         loader = Loader(sources, self.mixture(sources), self.settings.microbatch)
         from training.attention import ATTEND_TO_ALL
         from training.custom_model import require_document_mask
-        from training.low_rank import LowRankModel
         from training.preference_model import PreferenceModel
 
         eos, plain = self.corpora[0].index.eos, self.model()
@@ -284,13 +286,43 @@ class Job:
 
     def trained_model(self, found: Checkpoint) -> PreTrainedModel:
         """Return the model of a checkpoint, plain (shared blocks written out, adapters folded in), float32, on the CPU."""
+        return _plain(*self._as_trained(found))
+
+    def leave(self, found: Checkpoint, folder: Path, tokenizer: Path) -> tuple[int, dict[str, Any]]:
+        """Write the model of a checkpoint, plain, as a Hugging Face folder.
+
+        Returns its number of parameters, and the proof that the folder, loaded anew (float32, on the CPU), predicts what the
+        model did in training.
+
+        Raises:
+            ModelError: it does not.
+        """
+        from training.hf_folder import write_hf_folder
+        from training.proof import log_probabilities, prove_folder, random_rows
+
+        model, adapted = self._as_trained(found)
+        rows = random_rows(model.config.vocab_size, self.settings.sequence_length)
+        trained = log_probabilities(model, rows)
+        plain = _plain(model, adapted)
+        write_hf_folder(plain, folder, tokenizer)
+        parameters = sum(parameter.numel() for parameter in plain.parameters())
+        del model, adapted, plain  # one copy in memory is enough
+        return parameters, prove_folder(folder, rows, trained)
+
+    def _as_trained(self, found: Checkpoint) -> tuple[PreTrainedModel, LowRankModel | None]:
+        """Return the model of a checkpoint with its blocks still shared, and its adapters, if it has any, still apart."""
         from training import checkpoint
-        from training.layer_sharing import unrolled
-        from training.low_rank import LowRankModel
         from training.model import LanguageModel
 
         model = self.model()
         adapted = LowRankModel(model, self.lora, self.seed) if self.lora is not None else None
-        whole = LanguageModel(adapted.model if adapted else model, self.corpora[0].index.eos)
+        model = adapted.model if adapted else model
+        whole = LanguageModel(model, self.corpora[0].index.eos)
         checkpoint.load_weights(found, whole, averaged=self.settings.average is not None)
-        return unrolled(adapted.merged() if adapted else model)
+        return model, adapted
+
+
+def _plain(model: PreTrainedModel, adapted: LowRankModel | None) -> PreTrainedModel:
+    from training.layer_sharing import unrolled
+
+    return unrolled(adapted.merged() if adapted else model)

@@ -20,11 +20,11 @@ from hornbook.artifact import Artifact
 from hornbook.errors import DataError, HornbookError, Stopped, TrainingError
 from hornbook.progress import size
 from hornbook.stage import StageContext, StageResult, TokenLocation
-from training.hf_folder import write_hf_folder
+from training.best import best
 from training.job import Corpus, Job
 from training.metrics import METRICS, SAMPLES, json_ready, parse_metrics
 from training.mixture import with_realised
-from training.packed import describe, shard_index, tokenizer_hash
+from training.packed import describe, shard_index, template_hash, tokenizer_hash
 from training.sigterm import Sigterm
 from training.trunk import NOTE, note_trunk
 
@@ -69,7 +69,7 @@ def open_corpora(context: StageContext, tokenizer: Path, kind: str) -> list[Corp
     """Return the packed inputs of a stage as a mixture's corpora.
 
     Raises:
-        DataError: one was packed with another tokenizer, is of the other kind, or two have the same name.
+        DataError: one was packed with another tokenizer or chat template, is of the other kind, or two have the same name.
     """
     corpora: list[Corpus] = []
     wanted = tokenizer_hash(tokenizer)
@@ -77,6 +77,10 @@ def open_corpora(context: StageContext, tokenizer: Path, kind: str) -> list[Corp
         description = describe(artifact)
         if description.tokenizer != wanted:
             raise DataError(f"{stage} was packed with another tokenizer than the model's", "pack it with the same one")
+        if description.template and description.template != template_hash(tokenizer):
+            raise DataError(
+                f"{stage} was packed with another chat template than the model's", "pack it with the model's own"
+            )
         if description.kind != kind:
             raise DataError(f"{stage} holds {description.kind}, this stage trains on {kind}", f"set its form to {kind}")
         if description.source in [corpus.name for corpus in corpora]:
@@ -149,9 +153,11 @@ def run_job(
     if found is None or found.step < job.steps:
         done = found.step if found else 0
         raise Stopped(f"{context.stage} was stopped after step {done}", "`hornbook run` goes on from there")
-    model, files = job.trained_model(found), []
+    files = []
+    if job.best_of:
+        found = best(found, job.folder / "checkpoints", job.best_of, job.archive)
     with context.scratch() as folder:
-        write_hf_folder(model, folder, tokenizer)
+        parameters, proof = job.leave(found, folder, tokenizer)
         files += context.save_folder(folder, MODEL)
     if job.archive:
         shutil.rmtree(job.folder, ignore_errors=True)  # a cache that nobody asks again
@@ -159,8 +165,9 @@ def run_job(
     rows = list(parse_metrics(store.read(f"{context.artifact.folder}/{METRICS}").decode()))
     files += [SAMPLES] if store.exists(written) else []
     drawn = {"mixture": with_realised(mixture, rows), "dry": [vars(dry) for dry in mixture.dry]}
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    figures = _figures(rows) | {"parameters": parameters} | drawn
+    figures = _figures(rows) | {"parameters": parameters, "proof": proof} | drawn
+    if job.best_of:
+        figures["best"] = {"step": found.step, "loss": found.score, "by": job.best_of.by}
     if job.trunk:
         figures["fork"] = {"from": job.trunk.name, "step": job.trunk.step}
         files.append(NOTE)

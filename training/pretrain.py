@@ -12,6 +12,7 @@ from hornbook.errors import DataError, ModelError, RecipeError
 from hornbook.plan import derive_seed
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult, TokenLocation
+from training.best import BestOfSettings, with_candidates
 from training.custom_model import read_config
 from training.launch import locate_token, open_corpora, preflight_table, run_job
 from training.mixture import PhaseSettings
@@ -69,6 +70,9 @@ class PretrainSettings(Settings):
         None,
         ge=0,
         description="Another number is another draw of weights, order and dropout, all else equal; beside the recipe's seed.",
+    )
+    best_of: BestOfSettings | None = Field(
+        None, description="Leave the best weights of every so many steps, by validation loss, instead of the last."
     )
     workers: int | None = runtime(None, ge=1, description="Training workers; default: one per GPU, or two on CPUs.")
     min_workers: int | None = runtime(
@@ -141,7 +145,7 @@ class Pretrain(Stage):
         vocabulary = -(-corpora[0].index.vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         own = () if self.settings.seed is None else (self.settings.seed,)
         return Job(
-            settings=self.settings.loop,
+            settings=with_candidates(self.settings.loop, self.settings.best_of),
             corpora=corpora,
             rows="windows" if self.settings.packing == "concatenate" else "best-fit",
             phases=self.settings.phases,
@@ -156,6 +160,7 @@ class Pretrain(Stage):
             grow=self.settings.grow,
             tokenizer=(context.input("tokenizer"), "tokenizer"),
             trunk=find_trunk(context.artifact, self.settings.fork) if self.settings.fork else None,
+            best_of=self.settings.best_of,
         )
 
 

@@ -18,7 +18,9 @@ from hornbook.stage import Stage, StageContext
 from hornbook.store import Store
 from training.checkpoint import newest
 from training.dpo import Dpo
+from training.launch import open_corpora
 from training.metrics import read_metrics
+from training.model_card import sources_of
 from training.pack import Pack
 from training.packed import describe, shard_index
 from training.pretrain import Pretrain, require_same_words
@@ -207,6 +209,9 @@ def test_pretraining_leaves_a_model_that_learned(pretrained: Artifact, packed: A
     assert 1 < 1 / tokens_per_byte < 8
     model = AutoModelForCausalLM.from_pretrained(pretrained.local_folder() / "model")
     assert sum(parameter.numel() for parameter in model.parameters()) == metrics["parameters"]
+    assert metrics["proof"]["largest"] <= metrics["proof"]["allowed"] == 1e-3
+    (row,) = sources_of(pretrained)
+    assert (row.phase, row.source, row.tokens, row.licences) == ("stable", "web", 10 * 4 * 64, "unknown")
     assert not any("ray-train" in name for name, _ in pretrained.store.files(pretrained.folder))
 
 
@@ -264,12 +269,30 @@ def test_a_training_token_is_traced_to_its_place_in_its_document(
 
 
 def test_tuning_goes_on_from_the_pretrained_model(store: Store, pretrained: Artifact, packed_chat: Artifact) -> None:
-    settings = {"epochs": 2, "loop": LOOP, "workers": 1}
+    settings = {"epochs": 2, "loop": LOOP, "workers": 1, "lora": {"rank": 2}, "best_of": {"every": 6, "by": "sums"}}
     inputs = {"model": {"pretrain": pretrained}, "tokens": {"pack-sums": packed_chat}}
     tuned = run_stage(Sft, store, "sft", settings, inputs)
+    metrics = tuned.manifest.metrics
+    assert metrics["best"]["step"] in (6, 12, metrics["steps"]) and metrics["proof"]["largest"] <= 1e-3
     rows = list(read_metrics(tuned.local_folder() / "metrics.jsonl"))
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert (tuned.local_folder() / "model" / "tokenizer.json").exists()
+
+
+def test_conversations_of_another_template_are_refused(
+    store: Store, pretrained: Artifact, tokenizer: Artifact, packed_chat: Artifact, tmp_path: Path
+) -> None:
+    import shutil
+
+    other = tmp_path / "tokenizer"
+    shutil.copytree(tokenizer.local_folder("tokenizer"), other)
+    inputs = {"model": {"pretrain": pretrained}, "tokens": {"pack-sums": packed_chat}}
+    _, context = stage_and_context(Sft, store, "sft-other", {"loop": LOOP}, inputs)
+    assert open_corpora(context, other, "chat")[0].name == "sums"
+    template = other / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|user|>", "<|user|> "))
+    with pytest.raises(DataError, match="pack-sums was packed with another chat template than the model's"):
+        open_corpora(context, other, "chat")
 
 
 def test_training_goes_on_from_a_model_as_it_is_or_grown(
