@@ -62,11 +62,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             counted = wanted != IGNORED
             safe = wanted.clamp(min=0)[:, None]
             logits = functional.linear(part, weight, bias).to(wide)
-            logarithms = torch.log_softmax(logits, dim=-1)
-            total -= torch.where(counted, logarithms.gather(1, safe)[:, 0], 0.0).sum()
+            gradient = torch.softmax(logits, dim=-1)
+            # of the likeliest word, probability = exp(logit - normaliser): the normaliser for no second pass of exponentials
+            normaliser = logits.amax(-1) - gradient.amax(-1).log()
+            total += torch.where(counted, normaliser - logits.gather(1, safe)[:, 0], 0.0).sum()
             if not any(ctx.needs_input_grad):
                 continue
-            gradient = logarithms.exp_()
             gradient.scatter_add_(1, safe, torch.full_like(safe, -1, dtype=wide))
             gradient *= counted[:, None]
             if bias_gradient is not None:

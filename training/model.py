@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from training.cpu_attention import CPU_ATTENTION
 from training.document_mask import document_attention, document_numbers, document_positions
 from training.loss import chunked_cross_entropy
 
@@ -52,10 +53,18 @@ class LanguageModel(nn.Module):
         arguments: dict[str, torch.Tensor] = {}
         if self.document_mask:
             numbers = document_numbers(tokens, self.eos)
-            allowed = document_attention(numbers)
-            if self.model.config._attn_implementation == "eager":  # adds its mask to the scores
-                dtype = next(self.model.parameters()).dtype
-                allowed = torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
-            arguments = {"attention_mask": allowed, "position_ids": document_positions(numbers)}
+            positions = document_positions(numbers)
+            arguments = {"attention_mask": self._attention_mask(numbers, positions), "position_ids": positions}
         hidden: torch.Tensor = self.model.base_model(input_ids=tokens, use_cache=False, **arguments).last_hidden_state
         return hidden
+
+    def _attention_mask(self, numbers: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Return what the model's way to attend takes for `document_attention`."""
+        kind = self.model.config._attn_implementation
+        if kind == CPU_ATTENTION:
+            return (torch.arange(numbers.shape[1]) - positions)[:, None, None]
+        allowed = document_attention(numbers)
+        if kind == "eager":  # adds its mask to the scores
+            dtype = next(self.model.parameters()).dtype
+            return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
+        return allowed

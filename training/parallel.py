@@ -17,6 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from hornbook.machine import processors
+from training.cpu_attention import use_cpu_attention
+from training.malloc import keep_freed_memory
 from training.model import LanguageModel
 from training.settings import Precision
 
@@ -47,6 +49,7 @@ def join_world() -> World:
     if device.type == "cpu":
         local = int(os.environ.get("LOCAL_WORLD_SIZE", str(dist.get_world_size())))
         torch.set_num_threads(max(1, processors() // local))
+        keep_freed_memory()
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
@@ -67,6 +70,8 @@ def parallelize(
         checkpoint_blocks: keep only the blocks' inputs and compute the rest again in the backward pass.
     """
     model.to(world.device)
+    if world.device.type == "cpu":
+        use_cpu_attention(model.model)
     if checkpoint_blocks:
         model.model.gradient_checkpointing_enable({"use_reentrant": False})
     if compile_blocks:
