@@ -89,7 +89,9 @@ def complete(arguments: argparse.Namespace, config: PreTrainedConfig, device: to
     if device.type == "cuda":
         arguments.sequence_length = arguments.sequence_length or min(2_048, config.max_position_embeddings)
         length, free = arguments.sequence_length, torch.cuda.mem_get_info()[1]
-        arguments.microbatch = arguments.microbatch or fitting_microbatch(config, count_parameters(config), length, free)
+        arguments.microbatch = arguments.microbatch or fitting_microbatch(
+            config, count_parameters(config), length, free
+        )
         workers = int(os.environ.get("WORLD_SIZE", "1"))
         passes = max(1, GPU_STEP_TOKENS // (arguments.microbatch * length * workers))
         arguments.global_batch = arguments.global_batch or passes * arguments.microbatch * workers

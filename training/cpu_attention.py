@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 CPU_ATTENTION = "hornbook_cpu"
 """What transformers calls this attention."""
+ONE_MASK = ("llama", "phi", "phi3")
+"""Architectures, beside GPT-Neo, whose blocks all take the one mask that the model is given."""
 QUERIES = 128
 """Queries of a block: fewer make slow products, more see more keys in vain."""
 SCORES = 1 << 19
@@ -33,9 +35,10 @@ ALIGNED = 32
 
 
 def use_cpu_attention(model: PreTrainedModel) -> None:
-    """Make a model attend by `attend`, in place; its `attention_mask` is then `first_keys` as (rows, 1, 1, T), or None.
+    """Make a model attend by `attend`, in place; its `attention_mask` is then `first_keys`, or None.
 
-    One with dropout in its attention, or with windows of another kind than GPT-Neo's, keeps what it has.
+    One with dropout in its attention, with windows of another kind than GPT-Neo's, or of an architecture that makes masks of
+    its own, keeps what it has.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -47,11 +50,16 @@ def use_cpu_attention(model: PreTrainedModel) -> None:
             inner = block.attn.attention  # type: ignore[union-attr]
             window = config.window_size if inner.attention_type == "local" else 0
             inner._attn = partial(_gpt_neo_attention, window)
-    elif config._attn_implementation == "sdpa":
+    elif config.model_type in ONE_MASK and config._attn_implementation == "sdpa":
         ALL_ATTENTION_FUNCTIONS.register(CPU_ATTENTION, _attention)
     else:
         return
     config._attn_implementation = CPU_ATTENTION
+
+
+def first_keys(positions: torch.Tensor) -> torch.Tensor:
+    """Return from `document_positions`, (rows, T), the mask that `use_cpu_attention` asks for, int64 (rows, 1, 1, T)."""
+    return (torch.arange(positions.shape[1], device=positions.device) - positions)[:, None, None]
 
 
 def attend(

@@ -163,8 +163,8 @@ def model_fingerprint(model: LanguageModel) -> str:
 
 def _agree(batch: Batch, stop: bool, world: World) -> tuple[bool, int, int, int]:
     """Sum what each rank knows of the global batch: (stop?, targets, tokens, digest)."""
-    sums = torch.tensor([stop, batch.targets, batch.tokens, batch.digest], dtype=torch.int64, device=world.device)
-    dist.all_reduce(sums)
+    sums = torch.tensor([stop, batch.targets, batch.tokens, batch.digest], dtype=torch.int64)
+    dist.all_reduce(sums)  # on the CPU: a GPU would have to finish the step before
     stopping, targets, tokens, digest = sums.tolist()
     return bool(stopping), targets, tokens, digest % (1 << DIGEST_BITS)
 
@@ -187,11 +187,11 @@ def _gradients(
     last = len(batch.microbatches) - 1
     for number, tensors in enumerate(batch.microbatches):
         model.set_requires_gradient_sync(number == last)  # type: ignore[operator] # FSDP2's; one reduction a step
-        sums = model(*(tensor.to(world.device) for tensor in tensors)).view(-1) / max(targets, 1)
+        sums = model(*(tensor.to(world.device, non_blocking=True) for tensor in tensors)).view(-1) / max(targets, 1)
         (sums[0] * world.size).backward()  # FSDP takes the mean over ranks, the loss is a sum over them
         total += sums.detach()
     dist.all_reduce(total)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    loss, *figures = total.tolist()
-    return loss, norm.item(), dict(zip(names, figures, strict=True))
+    loss, *figures, length = torch.cat([total, norm.to(total).view(1)]).tolist()  # the one wait for a GPU in a step
+    return loss, length, dict(zip(names, figures, strict=True))

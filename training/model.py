@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from training.cpu_attention import CPU_ATTENTION
+from training.cpu_attention import CPU_ATTENTION, first_keys
 from training.document_mask import document_attention, document_numbers, document_positions
 from training.loss import chunked_cross_entropy
 
@@ -26,6 +26,9 @@ class LanguageModel(nn.Module):
         model: any transformers causal language model with a linear head.
         eos: end-of-text id, where documents meet in a packed row.
         document_mask: keep the documents of a row from seeing each other.
+
+    Attributes:
+        compiled_loss: see `chunked_cross_entropy`.
     """
 
     def __init__(self, model: PreTrainedModel, eos: int, document_mask: bool = True) -> None:
@@ -33,6 +36,7 @@ class LanguageModel(nn.Module):
         self.model = model
         self.eos = eos
         self.document_mask = document_mask
+        self.compiled_loss = False
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -46,7 +50,10 @@ class LanguageModel(nn.Module):
         """Return the summed loss, float32 scalar. tokens, targets: int64 (rows, T); targets of -100 count nothing."""
         hidden = self.hidden(tokens)
         head = self.model.get_output_embeddings()
-        return chunked_cross_entropy(hidden.flatten(0, 1), head.weight, getattr(head, "bias", None), targets.flatten())
+        bias = getattr(head, "bias", None)
+        return chunked_cross_entropy(
+            hidden.flatten(0, 1), head.weight, bias, targets.flatten(), compiled=self.compiled_loss
+        )
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the last hidden states, (rows, T, width)."""
@@ -54,17 +61,11 @@ class LanguageModel(nn.Module):
         if self.document_mask:
             numbers = document_numbers(tokens, self.eos)
             positions = document_positions(numbers)
-            arguments = {"attention_mask": self._attention_mask(numbers, positions), "position_ids": positions}
+            kind = self.model.config._attn_implementation
+            allowed = first_keys(positions) if kind == CPU_ATTENTION else document_attention(numbers)
+            if kind == "eager":  # adds its mask to the scores
+                dtype = next(self.model.parameters()).dtype
+                allowed = torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
+            arguments = {"attention_mask": allowed, "position_ids": positions}
         hidden: torch.Tensor = self.model.base_model(input_ids=tokens, use_cache=False, **arguments).last_hidden_state
         return hidden
-
-    def _attention_mask(self, numbers: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Return what the model's way to attend takes for `document_attention`."""
-        kind = self.model.config._attn_implementation
-        if kind == CPU_ATTENTION:
-            return (torch.arange(numbers.shape[1]) - positions)[:, None, None]
-        allowed = document_attention(numbers)
-        if kind == "eager":  # adds its mask to the scores
-            dtype = next(self.model.parameters()).dtype
-            return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
-        return allowed

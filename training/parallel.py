@@ -72,6 +72,7 @@ def parallelize(
     model.to(world.device)
     if world.device.type == "cpu":
         use_cpu_attention(model.model)
+    model.compiled_loss = compile_blocks and world.device.type == "cuda"
     if checkpoint_blocks:
         model.model.gradient_checkpointing_enable({"use_reentrant": False})
     if compile_blocks:
