@@ -53,24 +53,35 @@ def run_side(side: str, model: str, steps: int, data: Path, litgpt: Path) -> dic
 
 
 def make_litgpt(folder: Path) -> None:
-    """Make an environment with litgpt in it that otherwise uses this one's packages, torch above all."""
+    """Make an environment with litgpt in it, and this one's torch (its other packages exclude transformers' of here)."""
     import torch
 
     venv.create(folder, with_pip=True)
     (own,) = (folder / "lib").glob("python3*/site-packages")
-    (own / "this.pth").write_text(f"{Path(torch.__file__).parent.parent}\n")
-    subprocess.run([str(folder / "bin" / "pip"), "install", "--quiet", "litgpt"], check=True, stderr=subprocess.DEVNULL)
+    here = Path(torch.__file__).parent.parent
+    for name in ("torch", "torchgen", "functorch", f"torch-{torch.__version__}.dist-info"):
+        if (here / name).exists():
+            (own / name).symlink_to(here / name)
+    subprocess.run([str(folder / "bin" / "pip"), "install", "--quiet", "litgpt", "numpy"], check=True)
 
 
-def rows_of(data: Path) -> Any:
-    """Return the rows that hornbook trains on, int64 (rows, LENGTH + 1)."""
+def write_rows(data: Path) -> None:
+    """Write the rows that hornbook trains on for the peers, int64 (rows, LENGTH + 1)."""
     import numpy as np
-    import torch
 
     from training.shards import TokenSource
 
     source = TokenSource(data, "train", LENGTH)
-    return torch.from_numpy(source.read(np.arange(len(source)))[0].astype(np.int64).reshape(-1, LENGTH + 1))
+    rows, _ = source.read(np.arange(len(source)))
+    np.save(data / "rows.npy", rows.astype(np.int64).reshape(-1, LENGTH + 1))
+
+
+def rows_of(data: Path) -> Any:
+    """Return what `write_rows` wrote, as a tensor."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.load(data / "rows.npy"))
 
 
 def report(times: list[tuple[float, float]]) -> None:
@@ -182,6 +193,7 @@ def compare(model: str, rounds: int, steps: int, litgpt: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "data"
         synthetic_shards(data, model_config(model).vocab_size, BATCH * (steps + 2) * (LENGTH + 1))
+        write_rows(data)
         for number in range(rounds):
             sides = {side: run_side(side, model, steps, data, litgpt) for side in SIDES}
             found.append(sides)

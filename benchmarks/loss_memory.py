@@ -2,9 +2,9 @@
 
     python benchmarks/loss_memory.py [--vocabulary 105789] [--tokens 2048] [--width 2048]
 
-Each side computes loss and gradients in bf16, in a process of its own. Full logits are as in transformers: all of them, then in
-float32 into torch's cross entropy. Counted is what the process grows by over the weights and hidden states it holds anyway, the
-gradients it must leave included (and those alone, for the share that is the loss's own).
+Each side computes loss and gradients in a process of its own, in bf16 and in float32. Full logits are as in transformers: all of
+them, then in float32 into torch's cross entropy. Counted is what the process grows by over the weights and hidden states that it
+holds anyway, with the gradients that it must leave, and without.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def memory(field: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def run(side: str, vocabulary: int, tokens: int, width: int) -> None:
+def run(side: str, dtype: str, vocabulary: int, tokens: int, width: int) -> None:
     """Be one side."""
     import torch
     from torch.nn import functional
@@ -36,8 +36,9 @@ def run(side: str, vocabulary: int, tokens: int, width: int) -> None:
     from training.loss import chunked_cross_entropy
 
     torch.manual_seed(0)
-    hidden = torch.randn(tokens, width, dtype=torch.bfloat16, requires_grad=True)
-    weight = (torch.randn(vocabulary, width, dtype=torch.bfloat16) / width**0.5).requires_grad_()
+    kind = getattr(torch, dtype)
+    hidden = torch.randn(tokens, width, dtype=kind, requires_grad=True)
+    weight = torch.randn(vocabulary, width, dtype=kind).div_(width**0.5).requires_grad_()
     targets = torch.randint(0, vocabulary, (tokens,))
     functional.linear(hidden[:8], weight[:8]).sum().backward()  # what the first product loads is nobody's
     hidden.grad = weight.grad = None
@@ -55,33 +56,42 @@ def run(side: str, vocabulary: int, tokens: int, width: int) -> None:
     print(json.dumps(figures))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", choices=["all", "chunked", "full"], default="all")
-    parser.add_argument("--vocabulary", type=int, default=105_789)
-    parser.add_argument("--tokens", type=int, default=2_048)
-    parser.add_argument("--width", type=int, default=2_048)
-    arguments = parser.parse_args()
-    sizes = arguments.vocabulary, arguments.tokens, arguments.width
-    if arguments.side != "all":
-        run(arguments.side, *sizes)
-        return
+def compare(dtype: str, vocabulary: int, tokens: int, width: int) -> None:
+    """Run both sides and print the ratio."""
     found: dict[str, dict[str, Any]] = {}
     path = os.pathsep.join([str(ROOT / "platform"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     for side in ("chunked", "full"):
-        command = [sys.executable, str(Path(__file__).resolve()), "--side", side]
-        command += ["--vocabulary", str(sizes[0]), "--tokens", str(sizes[1]), "--width", str(sizes[2])]
+        command = [sys.executable, str(Path(__file__).resolve()), "--side", side, "--dtypes", dtype]
+        command += ["--vocabulary", str(vocabulary), "--tokens", str(tokens), "--width", str(width)]
         done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, check=True)
         found[side] = json.loads(done.stdout.splitlines()[-1])
         own = found[side]["peak"] - found[side]["gradients"]
         print(
-            f"{side}: {found[side]['peak'] / 2**20:,.0f} MiB, {own / 2**20:,.0f} beside the gradients; "
+            f"{dtype}, {side}: {found[side]['peak'] / 2**20:,.0f} MiB, {own / 2**20:,.0f} beside the gradients; "
             f"{found[side]['seconds']:.1f} processor seconds; loss {found[side]['loss']:.6f}"
         )
-    peaks, gradients = (found["full"][name] / found["chunked"][name] for name in ("peak", "gradients"))
-    assert gradients == 1.0
-    own = [found[side]["peak"] - found[side]["gradients"] for side in ("full", "chunked")]
-    print(f"full logits take {peaks:.1f} x the memory, {own[0] / own[1]:.1f} x beside the gradients")
+    full, chunked = found["full"], found["chunked"]
+    beside = (full["peak"] - full["gradients"]) / (chunked["peak"] - chunked["gradients"])
+    print(
+        f"{dtype}: full logits take {full['peak'] / chunked['peak']:.1f} x, {beside:.1f} x beside the gradients",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", choices=["all", "chunked", "full"], default="all")
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--vocabulary", type=int, default=105_789)
+    parser.add_argument("--tokens", type=int, default=2_048)
+    parser.add_argument("--width", type=int, default=2_048)
+    arguments = parser.parse_args()
+    for dtype in arguments.dtypes:
+        sizes = arguments.vocabulary, arguments.tokens, arguments.width
+        if arguments.side == "all":
+            compare(dtype, *sizes)
+        else:
+            run(arguments.side, dtype, *sizes)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,10 @@ CHUNK_TOKENS = {"cpu": 256, "cuda": 2_048}
 words took two and a half times as long as 256 of them.)"""
 
 
+WORDS = 1 << 15
+"""Words whose share of a chunk's gradient is worked out at a time, so as to hold no second gradient of the head."""
+
+
 def chunk_tokens(device: torch.device, vocabulary: int) -> int:
     """Return how many tokens' logits exist at a time."""
     kind = "cpu" if device.type == "cpu" else "cuda"
@@ -85,7 +89,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if hidden_gradient is not None:
                 hidden_gradient[low : low + chunk] = narrow @ weight
             if weight_gradient is not None:  # None where the head is frozen
-                weight_gradient += narrow.t() @ part
+                for word in range(0, len(weight), WORDS):
+                    weight_gradient[word : word + WORDS] += narrow[:, word : word + WORDS].t() @ part
         ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
         ctx.dtypes = (weight.dtype, bias.dtype if bias is not None else None)
         return total
@@ -95,9 +100,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden, weight, bias = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
         return (
-            hidden * scale.to(hidden.dtype) if hidden is not None else None,
-            (weight * scale).to(weight_dtype) if weight is not None else None,
-            (bias * scale).to(bias_dtype) if bias is not None else None,
+            hidden.mul_(scale.to(hidden.dtype)) if hidden is not None else None,  # in place: nobody else has them
+            weight.mul_(scale).to(weight_dtype) if weight is not None else None,
+            bias.mul_(scale).to(bias_dtype) if bias is not None else None,
             None,
             None,
             None,

@@ -50,6 +50,7 @@ def small(request: pytest.FixtureRequest) -> Iterator[Any]:
         ("phi-1-small", 356_794_368),
         ("phi-2", 2_779_683_840),
         ("phi-3-mini", 3_821_079_552),
+        ("llama-7m", 7_377_152),
         ("mobilellm-125m", 124_635_456),
         ("mobilellm-350m", 345_355_200),
         ("mobilellm-600m", 603_188_352),
