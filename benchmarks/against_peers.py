@@ -152,7 +152,7 @@ def run_litgpt(model: str, steps: int, data: Path, precision: Any) -> None:
         def val_dataloader(self) -> Any:
             return torch.utils.data.DataLoader(rows[:BATCH], batch_size=BATCH)
 
-    class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    class Stream(torch.utils.data.IterableDataset):
         def __iter__(self) -> Any:
             return iter(Clock())
 

@@ -47,7 +47,7 @@ def use_cpu_attention(model: PreTrainedModel) -> None:
         return
     if config.model_type == "gpt_neo":
         for block in model.base_model.h:  # type: ignore[union-attr]
-            inner = block.attn.attention  # type: ignore[union-attr]
+            inner = block.attn.attention
             window = config.window_size if inner.attention_type == "local" else 0
             inner._attn = partial(_gpt_neo_attention, window)
     elif config.model_type in ONE_MASK and config._attn_implementation == "sdpa":
