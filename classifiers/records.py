@@ -33,7 +33,8 @@ class Record:
     """One planned unit of a file.
 
     Attributes:
-        offset: byte of the (decompressed) file from which its reader can start, to find this record `skip` records on.
+        offset: byte of the (decompressed) file, or row of a file of columns, from which its reader can start, to find this record
+            `skip` records on.
         skip: records between the one at `offset` and this one; 0 where every record can be the first one read.
         size: bytes that it takes in memory, about.
         read: gives the text, or says what is wrong with the record; called by workers only, at once.
