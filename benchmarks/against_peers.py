@@ -121,6 +121,23 @@ def run_trainer(model: str, steps: int, data: Path) -> None:
     report(times)
 
 
+class Batches:
+    """Batches as litgpt's loader asks for them, one at the start of each step, and when that was."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+        self.times: list[tuple[float, float]] = []
+
+    def __len__(self) -> int:
+        return len(self.rows) // BATCH
+
+    def __getitem__(self, number: int) -> Any:
+        if number >= len(self):
+            raise IndexError(number)
+        self.times.append((time.perf_counter(), time.process_time()))
+        return self.rows[number * BATCH : (number + 1) * BATCH]
+
+
 def run_litgpt(model: str, steps: int, data: Path, precision: Any) -> None:
     """Be litgpt's `pretrain`, with a data module that looks at the clock when a batch is asked for."""
     import torch
@@ -131,30 +148,17 @@ def run_litgpt(model: str, steps: int, data: Path, precision: Any) -> None:
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     rows = rows_of(data)
-    times: list[tuple[float, float]] = []
-
-    class Clock:
-        def __iter__(self) -> Any:
-            for batch in rows.split(BATCH):
-                times.append((time.perf_counter(), time.process_time()))
-                yield batch
-
-        def __len__(self) -> int:
-            return len(rows) // BATCH
+    batches = Batches(rows)
 
     class Rows(DataModule):
         def connect(self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: Any = None) -> None:
             """Nothing depends on these here."""
 
         def train_dataloader(self) -> Any:
-            return torch.utils.data.DataLoader(Stream(), batch_size=None)
+            return torch.utils.data.DataLoader(batches, batch_size=None)
 
         def val_dataloader(self) -> Any:
             return torch.utils.data.DataLoader(rows[:BATCH], batch_size=BATCH)
-
-    class Stream(torch.utils.data.IterableDataset):
-        def __iter__(self) -> Any:
-            return iter(Clock())
 
     common = {"padding_multiple": 1, "block_size": LENGTH, "parallel_residual": False, "bias": False}
     models = {
@@ -181,7 +185,7 @@ def run_litgpt(model: str, steps: int, data: Path, precision: Any) -> None:
                 "init_args": {"lr": RATE, "weight_decay": DECAY, "betas": BETAS, "eps": EPSILON},
             },
         )  # fmt: skip
-    report(times)
+    report(batches.times)
 
 
 def compare(model: str, rounds: int, steps: int, litgpt: Path) -> None:
@@ -195,9 +199,10 @@ def compare(model: str, rounds: int, steps: int, litgpt: Path) -> None:
         synthetic_shards(data, model_config(model).vocab_size, BATCH * (steps + 2) * (LENGTH + 1))
         write_rows(data)
         for number in range(rounds):
-            sides = {side: run_side(side, model, steps, data, litgpt) for side in SIDES}
-            found.append(sides)
-            print(f"{model}, round {number + 1}", json.dumps(sides), flush=True)
+            found.append({})
+            for side in SIDES:
+                found[-1][side] = run_side(side, model, steps, data, litgpt)
+                print(f"{model}, round {number + 1}, {side}: {json.dumps(found[-1][side])}", flush=True)
     for side in SIDES:
         rates = [sides[side] for sides in found]
         line = f"{model}: {side}: {median(rate['tokens_per_second'] for rate in rates):,.0f} tokens/s, "
