@@ -148,7 +148,7 @@ def run_litgpt(model: str, steps: int, data: Path, precision: Any) -> None:
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     rows = rows_of(data)
-    batches = Batches(rows)
+    batches: Any = Batches(rows)
 
     class Rows(DataModule):
         def connect(self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: Any = None) -> None:
