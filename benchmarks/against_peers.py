@@ -12,6 +12,7 @@ It has no GPT-Neo: for tinystories-3m it gets its nearest model (rotary position
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -121,20 +122,24 @@ def run_trainer(model: str, steps: int, data: Path) -> None:
     report(times)
 
 
+class EnoughError(Exception):
+    """The last step is done: ends litgpt's run before it writes its checkpoint."""
+
+
 class Batches:
     """Batches as litgpt's loader asks for them, one at the start of each step, and when that was."""
 
-    def __init__(self, rows: Any) -> None:
-        self.rows = rows
+    def __init__(self, rows: Any, steps: int) -> None:
+        self.rows, self.steps = rows, steps
         self.times: list[tuple[float, float]] = []
 
     def __len__(self) -> int:
-        return len(self.rows) // BATCH
+        return self.steps + 1
 
     def __getitem__(self, number: int) -> Any:
-        if number >= len(self):
-            raise IndexError(number)
         self.times.append((time.perf_counter(), time.process_time()))
+        if number == self.steps:
+            raise EnoughError
         return self.rows[number * BATCH : (number + 1) * BATCH]
 
 
@@ -148,7 +153,7 @@ def run_litgpt(model: str, steps: int, data: Path, precision: Any) -> None:
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     rows = rows_of(data)
-    batches: Any = Batches(rows)
+    batches: Any = Batches(rows, steps)
 
     class Rows(DataModule):
         def connect(self, tokenizer: Any = None, batch_size: int = 1, max_seq_length: Any = None) -> None:
@@ -171,12 +176,12 @@ def run_litgpt(model: str, steps: int, data: Path, precision: Any) -> None:
             gelu_approximate="tanh", sliding_window_size=256, sliding_window_indices=[0, 1] * 4, **common | {"bias": True},
         ),
     }  # fmt: skip
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(EnoughError):
         setup(
             "own", models[model], out_dir=Path(scratch), precision=precision, data=Rows(), devices=1, logger_name="csv",
             train=TrainArgs(
                 save_interval=None, log_interval=10**6, global_batch_size=BATCH, micro_batch_size=BATCH,
-                max_tokens=steps * BATCH * LENGTH, max_norm=1.0, min_lr=RATE, lr_warmup_steps=0, tie_embeddings=True,
+                max_tokens=(steps + 1) * BATCH * LENGTH, max_norm=1.0, min_lr=RATE, lr_warmup_steps=0, tie_embeddings=True,
                 max_seq_length=LENGTH,
             ),
             eval=EvalArgs(interval=10**6, max_iters=1, initial_validation=False, final_validation=False),

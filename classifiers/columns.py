@@ -53,7 +53,9 @@ def parquet_rows(file: BinaryIO, name: str, settings: FilesSettings) -> Held:
         found = _parquet(file)
         _require_text(found.schema_arrow, name, settings)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{name} is not a readable Parquet file: {error}", "write it again, or leave it out") from error
+        raise DataError(
+            f"{name} is not a readable Parquet file: {error}", "write it again, or name it under `exclude`"
+        ) from error
     metadata = found.metadata
     groups = _groups(metadata, settings)
     entries = list(itertools.accumulate((rows for rows, _ in groups), initial=0))
@@ -70,7 +72,9 @@ def arrow_rows(file: BinaryIO, name: str, settings: FilesSettings) -> Held:
             rows += len(batch)
             size += batch.nbytes
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{name} is not readable Arrow data: {error}", "write it again, or leave it out") from error
+        raise DataError(
+            f"{name} is not readable Arrow data: {error}", "write it again, or name it under `exclude`"
+        ) from error
     return Held(rows, size, [0])
 
 
@@ -85,7 +89,7 @@ def column_records(file: BinaryIO, form: str, name: str, settings: FilesSettings
                 yield Record(row, 0, 0, _Text(texts, place))
                 row += 1
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{name} is damaged: {error}", "write it again, or leave it out of paths") from error
+        raise DataError(f"{name} is damaged: {error}", "write it again, or name it under `exclude`") from error
 
 
 def _parquet(file: BinaryIO) -> pq.ParquetFile:

@@ -41,6 +41,7 @@ DATA_FORMATS = ("parquet", "arrow")
 ROW_FORMATS = ("jsonl", "json", "csv", "tsv")
 CARDS = ("README.md", "dataset_infos.json")
 """What the hub keeps beside a dataset's rows, at the top of its folder."""
+SAVED_DATASET = ("state.json", "dataset_dict.json")
 
 
 def format_named(name: str) -> str | None:
@@ -93,12 +94,24 @@ def _folder_files(folder: Path) -> list[str]:
             raise DataError(f"{folder}/state.json is damaged: {error!r}", "save the dataset again") from error
     if (folder / "dataset_dict.json").is_file():
         return [file for split in sorted(folder.iterdir()) if split.is_dir() for file in _folder_files(split)]
-    files = sorted(
+    return _without_card(_wanted(_plain_files(folder)), folder)
+
+
+def passed_over(path: str) -> list[str]:
+    """Return the files of a local folder whose names say a format and that are not read, since it has tables."""
+    folder = Path(path).expanduser()
+    if "://" in path or not folder.is_dir() or any((folder / name).is_file() for name in SAVED_DATASET):
+        return []
+    known = [name for name in _plain_files(folder.resolve()) if format_named(name) is not None]
+    return sorted(set(known) - set(_wanted(known)))
+
+
+def _plain_files(folder: Path) -> list[str]:
+    return sorted(
         str(found)
         for found in folder.rglob("*")
         if found.is_file() and not any(part.startswith(".") for part in found.relative_to(folder).parts)
     )
-    return _without_card(_wanted(files), folder)
 
 
 def _without_card(files: list[str], folder: Path) -> list[str]:

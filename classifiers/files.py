@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from classifiers.byte_streams import codec_of
-from classifiers.file_names import named_files, opened, path_of, remote_mark, shown
+from classifiers.file_names import named_files, opened, passed_over, path_of, remote_mark, shown
 from classifiers.file_plan import make_plan, part_segments, planned_parts
 from classifiers.file_records import COLUMNS, format_of, stream_records
 from classifiers.records import Bad, Record
@@ -44,6 +44,9 @@ class FilesSettings(Settings):
         ...,
         min_length=1,
         description="Files, folders (also a dataset that `save_to_disk` wrote), patterns (`/data/**/*.jsonl.gz`); or URLs of these.",
+    )
+    exclude: tuple[str, ...] = Field(
+        (), description="Of these files those that are not read (a damaged table, say): names, folders, patterns."
     )
     format: Literal[
         "auto", "parquet", "arrow", "jsonl", "json", "csv", "tsv", "xml", "warc", "html", "markdown", "code", "text"
@@ -98,21 +101,28 @@ class Files(Stage):
 
     @cached_property
     def files(self) -> list[str]:
-        """The files that the paths name, sorted, each once. Raises RecipeError where a path names none, or one not in UTF-8."""
-        found: set[str] = set()
-        for path in self.settings.paths:
-            matching = named_files(path)
-            if not matching:
-                raise RecipeError(
-                    f"{self.name}.paths: there is no file {shown(path)}", "check the path; patterns need quotes"
-                )
-            found.update(matching)
+        """The files that the paths name, sorted, each once. Raises RecipeError where a path names none, or one not in UTF-8, or
+        none is left."""
+        found = sorted(self._named("paths", self.settings.paths) - self._named("exclude", self.settings.exclude))
+        if not found:
+            raise RecipeError(f"{self.name}.exclude: no file is left", "name fewer")
         for name in found:
             if (said := os.fsencode(name).decode("utf-8", "backslashreplace")) != name:
                 raise RecipeError(
-                    f"{self.name}.paths: the name {said} is not UTF-8", "rename the file, or name paths without it"
+                    f"{self.name}.paths: the name {said} is not UTF-8", "rename the file, or `exclude` it"
                 )
-        return sorted(found)
+        return found
+
+    def _named(self, setting: str, paths: Sequence[str]) -> set[str]:
+        """Return the files that the paths of a setting name. Raises RecipeError where a path names none."""
+        found: set[str] = set()
+        for path in paths:
+            matching = named_files(path)
+            if not matching:
+                where = f"{self.name}.{setting}: there is no file {shown(path)}"
+                raise RecipeError(where, "check the path; patterns need quotes")
+            found.update(matching)
+        return found
 
     def check(self) -> None:
         """Refuse paths that name no file."""
@@ -139,8 +149,15 @@ class Files(Stage):
         totals = context.make_parts(ReadRows(self.settings, context.artifact), planned_parts(plan), unit="rows")
         empty = sorted(set(self.files) - set(plan["file"].to_pylist()))
         metrics: dict[str, Any] = {"files": len(self.files), "rows": totals.planned, "empty_files": len(empty)}
-        if empty:
-            metrics["warnings"] = [f"{shown(name)} is empty" for name in empty[:NAMED]]
+        warnings = [f"{shown(name)} is empty" for name in empty[:NAMED]]
+        for path in self.settings.paths:
+            if left := sorted(set(passed_over(path)) - set(self.files)):
+                others = f"{left[0]} and {len(left) - 1:,} others" if len(left) > 1 else left[0]
+                warnings.append(
+                    f"of the folder {path} the Parquet and Arrow files are read, not {others}: name those by a pattern"
+                )
+        if warnings:
+            metrics["warnings"] = warnings
         return StageResult(metrics=metrics, files=[PLAN])
 
     def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:

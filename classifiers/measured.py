@@ -155,15 +155,15 @@ def warnings_of(metrics: Mapping[str, Any], left_out: Mapping[str, int], agreeme
         said = ", ".join(f"{left_out[name]} {words}" for name, words in LEFT_OUT_WORDS.items() if left_out.get(name))
         found.append(f"annotations were left out: {said}")
     if metrics["held_out"] < 50:
-        found.append(f"only {metrics['held_out']} held-out annotations: the figures above are rough")
+        found.append(f"only {metrics['held_out']} held-out annotations: its figures are rough")
     elif metrics["held_out_effective"] < 50:
         found.append(
             f"the held-out annotations' weights differ so much that they tell as much as {metrics['held_out_effective']:.0f} "
-            "alike: the figures above are rough"
+            "alike: its figures are rough"
         )
     if metrics["auc"] < 0.6:
         found.append(
-            f"the {head} hardly predicts the judge (AUC {metrics['auc']:.2f}, 0.5 is chance): grade more, or with a better judge"
+            f"the {head} hardly predicts the grades held out (AUC {metrics['auc']:.2f}, 0.5 is chance): grade more, or with a better judge"
         )
     measured = metrics["measured"]
     if not measured[CROSS_VALIDATED]:

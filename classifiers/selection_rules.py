@@ -103,6 +103,8 @@ class Rule(Settings):
             )
         for value in self._values():
             try:
+                if isinstance(value, bool) and number:  # `yes` in YAML; arrow would take it for 1
+                    raise TypeError
                 pa.array([value], type=kind.value_type if listed else kind)
             except (pa.ArrowException, TypeError, ValueError):
                 raise RecipeError(

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hornbook.artifact import Artifact
 from hornbook.errors import RecipeError
 from training.archive import Archive
+from training.best_fit import OverLong
 from training.low_rank import LoraSettings
 from training.mixture import Mixture, PhaseSettings
 from training.settings import LoopSettings
 from training.shards import Rows, ShardIndex, Split, TokenSource
+from training.stretches import WhenDry
+from training.trunk import Trunk, branch_off
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -61,11 +65,15 @@ class Job:
         max_epochs: over each corpus.
         seed: of order and dropout.
         artifact: what is made; checkpoints and metrics lie in it.
-        preset: the model's preset, if it starts from nothing; `overrides` are fields of its configuration.
+        preset: the model's preset, or the fields of a `config.json`, if it starts from nothing; `overrides` are fields of its
+            configuration, or of the positions of the model that it starts from.
         start: has the folder `model` to start from, else.
         grow: let that model grow to the preset's size.
         preference: the settings of preference tuning, if rows are pairs.
         lora: train adapters of this size only.
+        trunk: the checkpoint of another run that this one branches off from; the phases follow it.
+        epoch_caps, when_dry: of the mixture; see there.
+        over_long: what becomes of documents longer than a row; see `training.shards.TokenSource`.
     """
 
     settings: LoopSettings
@@ -75,17 +83,28 @@ class Job:
     max_epochs: float
     seed: int
     artifact: Artifact
-    preset: str = ""
+    preset: str | Mapping[str, Any] = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     start: Folder | None = None
     grow: bool = False
     preference: Preference | None = None
     lora: LoraSettings | None = None
+    trunk: Trunk | None = None
+    epoch_caps: Mapping[str, float] = field(default_factory=dict)
+    when_dry: WhenDry = "refuse"
+    over_long: OverLong = "split"
+
+    @cached_property
+    def steps(self) -> int:
+        """Optimizer steps in all, those before a branch included, as the mixture plans them."""
+        return self.mixture(self.open("train")).steps
 
     @property
-    def steps(self) -> int:
-        """Optimizer steps in all."""
-        return sum(phase.steps for phase in self.phases)
+    def document_mask(self) -> bool:
+        """Whether rows hold documents that must not see each other; conversations never may."""
+        if self.rows == "best-fit":
+            return self.settings.document_mask or any(source.numbered for source in self.open("train").values())
+        return self.settings.document_mask and self.rows == "windows"
 
     @property
     def archive(self) -> Archive | None:
@@ -104,61 +123,93 @@ class Job:
         """Open the corpora, on the node that reads them."""
         length = self.settings.sequence_length
         return {
-            corpus.name: TokenSource(corpus.folder.local_folder(), split, length, self.rows, corpus.index)
+            corpus.name: TokenSource(
+                corpus.folder.local_folder(), split, length, self.rows, corpus.index, self.over_long
+            )
             for corpus in self.corpora
         }
 
     def mixture(self, sources: Mapping[str, TokenSource]) -> Mixture:
-        """Return the plan of the batches. Raises RecipeError as Mixture does."""
+        """Return the plan of the batches. Raises RecipeError as Mixture does, and DataError as `branch_off`."""
         sizes = {name: len(source) for name, source in sources.items()}
-        return Mixture(sizes, self.phases, self.settings.global_batch, self.max_epochs, self.seed)
+        own = (sizes, self.phases, self.settings.global_batch, self.max_epochs, self.seed)
+        more: dict[str, Any] = {
+            "row_tokens": {name: source.row_tokens for name, source in sources.items()},
+            "epoch_caps": self.epoch_caps,
+            "when_dry": self.when_dry,
+        }
+        return Mixture(*own, **more) if self.trunk is None else branch_off(self.trunk, sources, *own, **more)
 
     def model(self) -> PreTrainedModel:
         """Return the model to train, plain, float32, on the CPU.
 
         Raises:
-            RecipeError: a model override that its configuration does not have, or rows longer than its context.
+            RecipeError: a model override that its configuration does not have, fewer words than the corpora's tokenizer
+                has, or rows longer than its context.
         """
         import torch
         import transformers
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         transformers.utils.logging.disable_progress_bar()
         from training.expansion import expanded
         from training.layer_sharing import folded, share_blocks
-        from training.presets import PRESETS, build_model
+        from training.long_context import with_context
+        from training.presets import CONTEXT_FIELDS, build_model, find_preset
 
         if self.start is None:
             model = build_model(self._config(), self.seed)
-            if PRESETS[self.preset].repeats > 1:
-                model = share_blocks(model, PRESETS[self.preset].repeats)
+            if (repeats := find_preset(self.preset).repeats) > 1:
+                model = share_blocks(model, repeats)
         else:
             folder = self.start.local_folder("model")
-            model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            context = {name: value for name, value in self.overrides.items() if name in CONTEXT_FIELDS}
+            if context and not self.grow:
+                config = with_context(config, context)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, trust_remote_code=False, dtype=torch.float32
+            )
             words = self.overrides.get("vocab_size", 0)
             if words > model.config.vocab_size:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(self.seed)
                     model.resize_token_embeddings(words)  # new ones near the mean of the old ones
             model = expanded(model, self._config(), self.seed) if self.grow else folded(model)
-        context = model.config.max_position_embeddings
-        if self.settings.sequence_length > context:
+        self._require_fit(model.config)
+        return model
+
+    def _require_fit(self, config: Any) -> None:
+        words = max(corpus.index.vocabulary for corpus in self.corpora)
+        if words > config.vocab_size:
             raise RecipeError(
-                f"rows of {self.settings.sequence_length} tokens do not fit the model's context of {context}",
+                f"the corpora hold ids up to {words - 1}, the model has {config.vocab_size} words",
+                "leave model.vocab_size out: it is the tokenizer's then",
+            )
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions is not None and self.settings.sequence_length > positions:
+            raise RecipeError(
+                f"rows of {self.settings.sequence_length} tokens do not fit the model's context of {positions}",
                 "lower loop.sequence_length, or set model.max_position_embeddings",
             )
-        return model
 
     def _config(self) -> PreTrainedConfig:
         from training.presets import model_config
 
         known = model_config(self.preset)
         if unknown := [name for name in self.overrides if not hasattr(known, name)]:
-            raise RecipeError(f"{self.preset} has no configuration field {', '.join(unknown)}")
-        return model_config(self.preset, **self.overrides)
+            raise RecipeError(f"{known.model_type} has no configuration field {', '.join(unknown)}")
+        eos = self.corpora[0].index.eos  # what a preset has are ids of another tokenizer, and may lie beyond this one's
+        return model_config(
+            self.preset, **{"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": None, **self.overrides}
+        )
 
     def train(
-        self, world: World, stop: Callable[[], bool], progress: Callable[[dict[str, Any]], None] = lambda row: None
+        self,
+        world: World,
+        stop: Callable[[], bool],
+        progress: Callable[[dict[str, Any]], None] = lambda row: None,
+        save_now: Callable[[], bool] = lambda: False,
     ) -> Outcome:
         """Run this process's part of the job; see `training.loop.train`."""
         from training.loader import Loader
@@ -167,20 +218,24 @@ class Job:
 
         sources = self.open("train")
         loader = Loader(sources, self.mixture(sources), self.settings.microbatch)
+        from training.attention import ATTEND_TO_ALL
+        from training.custom_model import require_document_mask
         from training.low_rank import LowRankModel
         from training.preference_model import PreferenceModel
 
         eos, plain = self.corpora[0].index.eos, self.model()
+        if self.settings.document_mask and plain.config.model_type not in ATTEND_TO_ALL:
+            require_document_mask(plain)
         if self.lora is not None:
             plain = LowRankModel(plain, self.lora, self.seed).model
         if self.preference is None:
-            model = LanguageModel(plain, eos, self.settings.document_mask)
+            model = LanguageModel(plain, eos, self.document_mask)
         else:
             model = PreferenceModel(plain, eos, self.preference.beta, self.preference.length_normalised)
         sizes = {corpus.name: corpus.bytes_per_token for corpus in self.corpora if corpus.bytes_per_token}
         return train(
             self.settings, model, loader, self.open("validation"), self.folder, world, self.seed, stop, progress,
-            self.archive, sizes,
+            self.archive, sizes, self.trunk, save_now,
         )  # fmt: skip
 
     def trained_model(self, found: Checkpoint) -> PreTrainedModel:

@@ -10,7 +10,7 @@ import math
 import shutil
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,10 @@ from hornbook.stage import StageContext, StageResult, TokenLocation
 from training.hf_folder import write_hf_folder
 from training.job import Corpus, Job
 from training.metrics import METRICS, json_ready, parse_metrics
+from training.mixture import with_realised
 from training.packed import describe, shard_index, tokenizer_hash
+from training.sigterm import Sigterm
+from training.trunk import NOTE, note_trunk
 
 if TYPE_CHECKING:
     from training.checkpoint import Checkpoint
@@ -73,6 +76,8 @@ def locate_token(job: Job, step: int, row: int, position: int) -> TokenLocation:
         DataError: there is no such step, row or position.
     """
     rows, length = job.settings.global_batch, job.settings.sequence_length
+    if job.trunk and step <= job.trunk.step:
+        rows = job.trunk.plan["global_batch"]
     if not (1 <= step <= job.steps and 0 <= row < rows and 0 <= position < length):
         raise DataError(
             f"there is no position {position} in row {row} of step {step}",
@@ -89,24 +94,34 @@ def locate_token(job: Job, step: int, row: int, position: int) -> TokenLocation:
     return TokenLocation(found.corpus, found.key, found.offset)
 
 
-def run_job(context: StageContext, job: Job, tokenizer: Path, workers: int | None, max_failures: int) -> StageResult:
+def run_job(
+    context: StageContext,
+    job: Job,
+    tokenizer: Path,
+    workers: int | None,
+    max_failures: int,
+    min_workers: int | None = None,
+) -> StageResult:
     """Train on Ray workers and leave metrics and a Hugging Face folder in the artifact.
 
     Args:
         tokenizer: its folder, copied beside the weights.
         workers: default: one per GPU, or two on CPUs.
         max_failures: how often a dead worker group is started again.
+        min_workers: go on with fewer workers, but at least these, while there is no room for all.
 
     Raises:
         HornbookError: whatever a worker met; Stopped when `hornbook stop` was called and the run saved.
     """
     mixture = job.mixture(job.open("train"))  # refuses an impossible mixture before any worker starts
     job.folder.mkdir(parents=True, exist_ok=True)
+    if job.trunk:
+        note_trunk(job.artifact, job.trunk)
     found = _begin(job)
-    done = found.step if found else 0
+    done = found.step if found else job.trunk.step if job.trunk else 0
     if done < job.steps:
         with context.progress(job.steps, "steps", done) as progress:
-            _fit(context, job, workers, max_failures, progress, done)
+            _fit(context, job, (min_workers, workers), max_failures, progress, done)
         found = _latest(job)
     if found is None or found.step < job.steps:
         done = found.step if found else 0
@@ -118,9 +133,13 @@ def run_job(context: StageContext, job: Job, tokenizer: Path, workers: int | Non
     if job.archive:
         shutil.rmtree(job.folder, ignore_errors=True)  # a cache that nobody asks again
     rows = list(parse_metrics(context.artifact.store.read(f"{context.artifact.folder}/{METRICS}").decode()))
-    shares = [vars(share) for share in mixture.shares() if share.sequences]
+    drawn = {"mixture": with_realised(mixture, rows), "dry": [vars(dry) for dry in mixture.dry]}
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return StageResult(metrics=_figures(rows) | {"parameters": parameters, "mixture": shares}, files=[*files, METRICS])
+    figures = _figures(rows) | {"parameters": parameters} | drawn
+    if job.trunk:
+        figures["fork"] = {"from": job.trunk.name, "step": job.trunk.step}
+        files.append(NOTE)
+    return StageResult(metrics=figures, files=[*files, METRICS])
 
 
 def _begin(job: Job) -> Checkpoint | None:
@@ -140,22 +159,31 @@ def _latest(job: Job) -> Checkpoint | None:
     return checkpoint.latest(job.folder / "checkpoints", job.archive)
 
 
-def _fit(context: StageContext, job: Job, workers: int | None, max_failures: int, progress: Any, done: int) -> None:
+def _fit(
+    context: StageContext, job: Job, workers: tuple[int | None, int | None], max_failures: int, progress: Any, done: int
+) -> None:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    count, use_gpu, cpus = _worker_shape(workers)
+    least, most = workers
+    count, use_gpu, cpus = _worker_shape(most)
+    elastic = (min(least, count), count) if least else count
+    sigterm = Sigterm()
     storage = job.folder / RAY_FOLDER
     name = (
         f"{context.stage}-{context.run}-{uuid.uuid4().hex[:8]}"  # one used again would bring Ray's own resume into play
     )
     board = _open_board(name)
-    watcher = _Watcher(context, board, progress, done)
+    watcher = _Watcher(context, board, progress, done, lambda: sigterm.received or context.stop_requested())
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job, "board": name, "driver": ray.get_runtime_context().get_node_id()},
-        scaling_config=ScalingConfig(num_workers=count, use_gpu=use_gpu, resources_per_worker={"CPU": cpus}),
+        scaling_config=ScalingConfig(
+            num_workers=elastic,  # type: ignore[arg-type] # mypy sees the class of Ray Train's first version
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus},
+        ),
         run_config=RunConfig(
             name=name,
             storage_path=str(storage),
@@ -170,6 +198,7 @@ def _fit(context: StageContext, job: Job, workers: int | None, max_failures: int
         failure = error
     finally:
         watcher.close()
+        sigterm.close()
         shutil.rmtree(storage, ignore_errors=True)
     _raise_failure(board)
     if failure is not None:
@@ -210,19 +239,27 @@ def _worker(config: dict[str, Any]) -> None:
         return  # the group was started again after an error that would only come back
     world = join_world()
     answer: Any = None
+    warned, saved = False, False
 
     def progress(row: dict[str, Any]) -> None:
-        nonlocal answer
+        nonlocal answer, warned
         if world.rank == 0:
             answer = board.add.remote(row)
         if row["step"] % REPORT_STEPS == 0 or row["step"] == job.steps:
             ray.train.report({key: value for key, value in row.items() if isinstance(value, int | float | str)})
+            warned = ray.train.get_preemption_info() is not None  # a barrier, too: not in every step
 
     def stop() -> bool:
         return answer is not None and bool(ray.get(answer))  # the last step's: here by now
 
+    def save_now() -> bool:
+        nonlocal saved
+        first = warned and not saved  # a node of ours will be taken away: once is enough
+        saved = saved or warned
+        return first
+
     try:
-        outcome = job.train(world, stop, progress)
+        outcome = job.train(world, stop, progress, save_now)
     except HornbookError as error:
         value = {"kind": type(error).__name__, "message": error.message, "cure": error.cure}
         ray.get(board.fail.remote(value))
@@ -292,7 +329,10 @@ def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
 class _Watcher:
     """On the driver: shows the steps that rank 0 reports, publishes them, and passes a stop request on."""
 
-    def __init__(self, context: StageContext, board: Any, progress: Any, done: int) -> None:
+    def __init__(
+        self, context: StageContext, board: Any, progress: Any, done: int, stop: Callable[[], bool] | None = None
+    ) -> None:
+        self._stop = stop or context.stop_requested
         self._context, self._board, self._progress, self._done = context, board, progress, done
         self._gauges = _gauges(context)
         self._closed = threading.Event()
@@ -312,7 +352,7 @@ class _Watcher:
     def _show(self) -> None:
         import ray
 
-        rows = ray.get(self._board.take.remote(self._context.stop_requested()))
+        rows = ray.get(self._board.take.remote(self._stop()))
         for row in rows:
             if row["step"] <= self._done:
                 continue  # done again, after a worker died

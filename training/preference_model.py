@@ -40,7 +40,7 @@ class PreferenceModel(LanguageModel):
     """What `forward` sums up beside the loss: pairs preferred rightly, and their margins."""
 
     def __init__(self, model: PreTrainedModel, eos: int, beta: float, length_normalised: bool = False) -> None:
-        super().__init__(model, eos, document_mask=True)
+        super().__init__(model, eos, document_mask=False)  # an answer is alone in its row
         self.beta = beta
         self.length_normalised = length_normalised
 

@@ -179,6 +179,52 @@ def trace(
 
 
 @app.command()
+def fork(
+    place: Annotated[str, typer.Argument(metavar="RUN[/STAGE]@STEP", help="A training step that has a checkpoint.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the branch: loop.learning_rate=1e-4"),
+    ] = None,
+    name: Annotated[str, typer.Option(help="What the branch is called: STAGE-NAME. Default: at-STEP.")] = "",
+    write: Annotated[
+        Path | None, typer.Option("--write", metavar="FILE", help="Write the recipe into this file, too.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan as a tree and stop.")] = False,
+) -> None:
+    """Train on from a checkpoint with other settings, beside the run that it came from; both are in one report.
+
+    The run's recipe gets a stage more, with `fork: ARTIFACT@STEP` and the phases that follow. Fork the new run again, and its
+    report shows all branches.
+
+    Examples:
+
+        hornbook fork latest@1000 --name web --set 'phases=[{name: decay, steps: 200, weights: {web: 1}}]'
+
+        hornbook fork latest/pretrain@1000 --name slow --set loop.learning_rate=1e-4 --write slow.yaml
+    """
+    import yaml
+
+    from hornbook.fork import fork as fork_run
+    from hornbook.inspection import plan_tree
+    from hornbook.one_version import require_one_version
+    from hornbook.pipeline import plan_recipe, run_recipe
+    from hornbook.store import open_store
+
+    require_one_version()
+    store = open_store()
+    forked = fork_run(store, place, name, settings or [])
+    if write is not None:
+        write.write_text(
+            yaml.safe_dump(dict(forked.recipe.source), sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
+    if dry_run:
+        for line in plan_tree(forked.recipe, plan_recipe(forked.recipe, store, forked.shown)):
+            typer.echo(line)
+        return
+    run_recipe(forked.recipe, store, only=forked.shown, command="fork", say=_say)
+
+
+@app.command()
 def sample(
     model: Annotated[str, typer.Argument(help="A model folder or name, an artifact, or RUN/STAGE.")],
     prompt: Annotated[
@@ -331,7 +377,7 @@ def dial(
 
         hornbook dial latest/scores --recipe my.yaml --at 0.6 --write
     """
-    from hornbook.dial_page import Dial, nearest_step, table
+    from hornbook.dial_page import Dial, table
     from hornbook.errors import RecipeError
     from hornbook.store import open_store
 
@@ -341,7 +387,7 @@ def dial(
     if at is None:
         opened.page(port).serve(f"the dial of {opened.stage}", browser=not no_browser, say=_say)
         return
-    remarks, sources, total = table(opened.figures, nearest_step(opened.figures, at))
+    remarks, sources, total = table(opened.figures, opened.step(at))
     for remark in remarks:
         typer.echo(remark)
     _table(["source", "documents", "kept", "share", "tokens kept", ""], sources + total)

@@ -48,6 +48,8 @@ class Dial:
         self.documents = _input(self.scored, "documents")
         self.recipe = RecipeOnDisk(recipe) if recipe is not None else None
         self.places = {place.name: place for place in self.recipe.places(self.stage)} if self.recipe else {}
+        if self.recipe:
+            self.recipe.require_same(self.stage, manifest.kind, _made_from(self.scored))
         self.figures = self._figures(say)
 
     def page(self, port: int = 0) -> LocalPage:
@@ -147,11 +149,23 @@ class Dial:
             store.write_json(name, figures)
         return figures
 
+    def step(self, at: float) -> int:
+        """Return the number of the step nearest to a threshold.
+
+        Raises:
+            RecipeError: it is no number, or lies outside the dial.
+        """
+        low, high = self.figures["thresholds"][0], self.figures["thresholds"][-1]
+        if not low <= at <= high:  # NaN, too
+            raise RecipeError(f"{at:g} is no threshold of {self.stage}", f"a number from {low:g} to {high:g}")
+        return nearest_step(self.figures, at)
+
     def _step(self, query: Mapping[str, Any]) -> int:
         try:
-            return nearest_step(self.figures, float(query["at"]))
+            at = float(query["at"])
         except (KeyError, TypeError, ValueError):
             raise RecipeError(f"at: {query.get('at')!r} is not a threshold") from None
+        return self.step(at)
 
     def _value(self, query: Mapping[str, Any]) -> float:
         return float(self.figures["thresholds"][self._step(query)])
@@ -204,6 +218,19 @@ def _remarks(figures: Mapping[str, Any], found: Mapping[str, Any], step: int) ->
             yield f"{name} {told}, on {beside}"
     tokenizer = figures["tokenizer"]
     yield "tokens are estimates: bytes over bytes per token, " + (f"as {tokenizer} cuts a sample" if tokenizer else "4")
+
+
+def _made_from(artifact: Artifact) -> dict[str, list[tuple[str, str]]]:
+    """Return name and kind of the stages that an artifact was made from, by role, as far as they are still there."""
+    inputs = artifact.manifest.inputs.items()
+    found = {
+        role: [(ref.stage, Artifact(artifact.store, ref.folder)) for ref in references] for role, references in inputs
+    }
+    return {
+        role: [(stage, parent.manifest.kind) for stage, parent in parents]
+        for role, parents in found.items()
+        if all(parent.complete for _, parent in parents)
+    }
 
 
 def _input(artifact: Artifact, role: str) -> Artifact:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from hornbook.errors import RecipeError
-from hornbook.recipe import Recipe, RecipeStage, check_recipe, find_recipe, shipped_recipes
+from hornbook.recipe import Recipe, RecipeStage, check_recipe, find_recipe, read_source, shipped_recipes
 from hornbook.settings import nearest
 
 SCORE = "score"
@@ -88,6 +88,37 @@ class RecipeOnDisk:
             )
         ]
 
+    def require_same(self, stage: str, kind: str, made_from: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+        """Refuse a recipe in which `stage` makes other scores, though it has the same name.
+
+        An input may have another name or another kind than when the scores were made (a stage renamed, a crawl put in its place
+        by `--set`), but not both.
+
+        Args:
+            stage: the scores' stage.
+            kind: the kind of stage that made the scores.
+            made_from: role -> name and kind of each stage that the scores were made from.
+
+        Raises:
+            RecipeError: the stage is of another kind, or has another input.
+        """
+        entry = self.recipe.stages[stage]
+        found = {
+            role: [(name, self.recipe.stages[name].stage.kind) for name in entry.inputs.get(role, ())]
+            for role in made_from
+        }
+        alike = all(
+            len(found[role]) == len(inputs)
+            and all(name == other or of == like for (name, of), (other, like) in zip(found[role], inputs, strict=True))
+            for role, inputs in made_from.items()
+        )
+        if entry.stage.kind != kind or not alike:
+            raise RecipeError(
+                f"{self.path}: its {stage} is another stage than the one of these scores: {entry.stage.kind} of "
+                f"{_inputs(found)}, not {kind} of {_inputs(made_from)}",
+                "name the recipe that the scores were made with",
+            )
+
     def changed(self, places: Sequence[Place], value: float) -> str:
         """Return the text with `value` in these places.
 
@@ -145,15 +176,7 @@ class RecipeOnDisk:
         self.recipe = self._checked(text)
 
     def _checked(self, text: str) -> Recipe:
-        import yaml
-
-        try:
-            source = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"{self.path} is not YAML: {error}") from None
-        if not isinstance(source, dict):
-            raise RecipeError(f"{self.path} is not a recipe", "a recipe is a mapping with name, seed and stages")
-        return check_recipe(source, str(self.path), self.path.parent)
+        return check_recipe(read_source(text, str(self.path)), str(self.path), self.path.parent)
 
 
 def what_to_add(stage: str, value: float) -> str:
@@ -168,6 +191,11 @@ def what_to_add(stage: str, value: float) -> str:
 def number_text(value: float) -> str:
     """Return a number as YAML reads it back exactly: never with an exponent, which YAML 1.1 takes for text."""
     return np.format_float_positional(value, trim="0")
+
+
+def _inputs(stages: Mapping[str, Sequence[tuple[str, str]]]) -> str:
+    named = [f"{role} {name} ({kind})" for role, inputs in stages.items() for name, kind in inputs]
+    return ", ".join(named) or "nothing"
 
 
 def _minimum_score(entry: RecipeStage, settings: Mapping[str, Any], stage: str) -> list[Place]:

@@ -30,5 +30,5 @@ def _stage(stage: StageView) -> dict[str, Any] | None:
         "graders": [(str(name), numeric(count)) for name, count in mapping(stage.metrics.get("graders")).items()],
         "scores": [(str(name), mapping(spread)) for name, spread in rows.items()],
         "weighted": any("corpus_mean" in mapping(spread) for spread in rows.values()),
-        "warnings": [str(warning) for warning in sequence(stage.metrics.get("warnings"))],
+        "warnings": stage.warnings,
     }

@@ -12,6 +12,7 @@ from hornbook.engines.usage import MONEY
 from hornbook.errors import StoreError
 from hornbook.events import read_events
 from hornbook.progress import duration, money, size
+from hornbook.run_view import flat_figures, mapping, sequence
 from hornbook.runs import Run, all_runs, load_run
 from hornbook.settings import nearest
 from hornbook.store import Store
@@ -76,7 +77,11 @@ def list_artifacts(store: Store) -> list[list[str]]:
         except StoreError:  # `hornbook show` says what is wrong with it
             rows.append((0.0, [folder, "(damaged)", "", "", "", taken, ""]))
             continue
-        counts = [_count(manifest.counts.get(name, 0)) for name in ("rows", "rejected", "tokens")]
+        tokens = manifest.counts.get("tokens")  # of text that nobody tokenized yet it is unknown, not 0
+        counts = [
+            *(_count(manifest.counts.get(name, 0)) for name in ("rows", "rejected")),
+            _count(tokens) if tokens else "",
+        ]
         rows.append((manifest.created, [folder, manifest.stage, *counts, taken, _when(manifest.created)]))
     return [row for _, row in sorted(rows, key=lambda entry: entry[0])]
 
@@ -135,6 +140,10 @@ def describe_artifact(artifact: Artifact, rows: int) -> Iterator[str]:
         for reason, count in sorted(manifest.reasons.items(), key=lambda entry: -entry[1]):
             yield f"  {reason:<20} {count:,}"
         yield from _some_rejects(artifact)
+    if figures := [*_rules(manifest.metrics), *flat_figures(manifest.metrics)]:
+        yield "figures"
+        width = max(len(name) for name, _ in figures)
+        yield from (f"  {name:<{width}}  {value}" for name, value in figures)
     if warnings := manifest.metrics.get("warnings"):
         yield "warnings"
         yield from (f"  {warning}" for warning in warnings)
@@ -217,6 +226,12 @@ def _manifest_as_it_was(artifact: Artifact, digest: str) -> tuple[Manifest | Non
         return artifact.manifest, ""
     except StoreError:
         return None, " (damaged)"
+
+
+def _rules(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what each rule of a selection dropped, in the rules' order."""
+    for step in sequence(mapping(metrics.get("funnel")).get("steps")):
+        yield f"dropped by “{step['rule']}”", f"{step['dropped']:,}, {step['left']:,} left"
 
 
 def _some_rejects(artifact: Artifact) -> Iterator[str]:

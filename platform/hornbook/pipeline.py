@@ -170,6 +170,8 @@ def _run_stages(
                     say(f"{head}: {entry.stage.kind} ...")
                     _make(entry, artifact, mark, recipe.seed, inputs, run, events, engines, stop_requested, lock, anew)
                     say(f"{head}: done in {duration(run.value['stages'][name]['seconds'])}, {_summary(artifact)}")
+                    for warning in artifact.manifest.metrics.get("warnings", ()):
+                        say(f"  warning: {warning}")
         finished.artifacts[name] = artifact
         engines.keep_only([recipe.stages[later].stage.settings for later in names[number:]])
 
@@ -388,6 +390,8 @@ def _held(artifact: Artifact) -> Expected:
 def _summary(artifact: Artifact) -> str:
     counts, reasons = artifact.manifest.counts, artifact.manifest.reasons
     parts = [f"{int(counts['rows']):,} rows"] if counts.get("planned") else [f"{len(artifact.manifest.files)} files"]
+    if counts.get("empty"):
+        parts.append(f"{int(counts['empty']):,} of {int(counts['planned']):,} dropped")
     if counts.get("rejected"):
         nothing = f" (most often {max(reasons, key=reasons.__getitem__)}; `hornbook show` has examples)"
         parts.append(f"{int(counts['rejected']):,} rejected{'' if counts['rows'] else nothing}")

@@ -65,7 +65,7 @@ def _trained(stage: StageView) -> dict[str, Any] | None:
         "by_people": numeric(mapping(stage.metrics.get("left_out")).get("graded_by_people")) or 0,
         "annotated": sum(numeric(stage.metrics.get(name)) or 0 for name in ("train", "held_out")),
         "rest": flat_figures(rest),
-        "warnings": [str(warning) for warning in sequence(stage.metrics.get("warnings"))],
+        "warnings": stage.warnings,
     }
 
 
@@ -213,7 +213,7 @@ def scored(run: RunView, colours: Mapping[str, str]) -> list[dict[str, Any]]:
             found.append({
                 "stage": stage, "chart": chart, "threshold": threshold, "colours": named, "counts": counts,
                 "edges": edges, "kept": _kept(stage), "figures": flat_figures(rest),
-                "warnings": [str(warning) for warning in sequence(stage.metrics.get("warnings"))],
+                "warnings": stage.warnings,
             })  # fmt: skip
     return found
 

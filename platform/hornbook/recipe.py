@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -96,20 +96,58 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: it does not exist or is wrong; the message names the file and the setting.
     """
-    import yaml
-
     path = find_recipe(name)
     try:
-        source = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        source = read_source(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not YAML: {error}") from None
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error}") from None
-    if not isinstance(source, dict):
-        raise RecipeError(f"{path} is not a recipe", "a recipe is a mapping with name, seed and stages")
     for override in overrides:
-        _override(source, override)
+        override_setting(source, override)
     return check_recipe(source, str(path), path.parent)
+
+
+def read_source(text: str, where: str) -> dict[str, Any]:
+    """Return the plain values of a recipe's text.
+
+    Raises:
+        RecipeError: it is not YAML, no mapping, or a mapping in it has a key twice, of which YAML would drop the first
+            without a word: two stages of one name, say.
+    """
+    import yaml
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        source = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where} is not YAML: {error}") from None
+    if not isinstance(source, dict):
+        raise RecipeError(f"{where} is not a recipe", "a recipe is a mapping with name, seed and stages")
+    if twice := next(_doubled_keys(root, "", set()), None):
+        raise RecipeError(f"{where}: {twice}", "give each a name of its own, or take one out")
+    return source
+
+
+def _doubled_keys(node: Any, path: str, seen: set[int]) -> Iterator[str]:
+    """Yield the keys that a mapping has twice, with their lines; what aliases share is looked at once."""
+    import yaml
+
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for number, entry in enumerate(node.value):
+            yield from _doubled_keys(entry, f"{path}[{number}]", seen)
+    elif isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            name = str(key.value)
+            here = f"{path}.{name}".removeprefix(".")
+            if name in lines:
+                yield f"{here} is there twice, in lines {lines[name]} and {key.start_mark.line + 1}"
+            lines[name] = key.start_mark.line + 1
+            yield from _doubled_keys(value, here, seen)
 
 
 def check_recipe(source: Mapping[str, Any], where: str, folder: Path | None = None) -> Recipe:
@@ -138,7 +176,8 @@ def find_recipe(name: str) -> Path:
     return known[name]
 
 
-def _override(source: dict[str, Any], override: str) -> None:
+def override_setting(source: dict[str, Any], override: str) -> None:
+    """Apply one `key.path=value` to a recipe as it was read. Raises RecipeError."""
     import yaml
 
     key, separator, text = override.partition("=")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hornbook.branch_view import branches
 from hornbook.charts import COLOURS, Band, Series, line_chart, named_colours, number, smoothed, thinned
 from hornbook.comparison_view import comparisons
 from hornbook.dial_view import dials
@@ -77,6 +78,7 @@ def render_report(store: Store, run_id: str) -> str:
         script=script,
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         tiles=_tiles(run, curves),
+        warnings=[(stage, text) for stage in run.stages for text in stage.warnings],
         funnel=_funnel(run),
         rejects=_rejects(run),
         conservation=[stage for stage in run.stages if stage.counts.get("planned")],
@@ -87,6 +89,7 @@ def render_report(store: Store, run_id: str) -> str:
         scored=scored(run, colours),
         dials=dials(run),
         comparisons=comparisons(run),
+        branches=branches(run, curves),
         training=[_training(stage, rows, colours) for stage, rows in curves],
         generated=generated_samples(run.stages, SAMPLES),
         modelled=model_samples(run.stages, SAMPLES),
@@ -103,9 +106,11 @@ def render_report(store: Store, run_id: str) -> str:
 def _tiles(run: RunView, curves: Sequence[tuple[StageView, list[dict[str, Any]]]]) -> list[tuple[str, str, str]]:
     """Return the figures at the head of the page: (value, name, remark)."""
     tiles = []
-    documents = sum(stage.counts.get("rows", 0) for stage in run.sources)
-    if documents:
-        tiles.append((number(documents), "documents", f"from {len(run.sources)} sources"))
+    corpora = run.corpora
+    documents = sum(corpus[-1].counts.get("rows", 0) for corpus in corpora)
+    if planned := sum(corpus[0].counts.get("planned", 0) for corpus in corpora):
+        where = f"in {number(len(corpora))} corpora" if len(corpora) > 1 else f"in {corpora[0][-1].name}"
+        tiles.append((number(documents), "documents", f"{where}, of {number(planned)} planned"))
     written = sum(stage.counts.get("completion_tokens", stage.counts.get("tokens", 0)) for stage in run.sources
                   if stage.entry.get("group") == "generators")  # fmt: skip
     if written:
@@ -129,17 +134,20 @@ def _tiles(run: RunView, curves: Sequence[tuple[StageView, list[dict[str, Any]]]
 
 
 def _funnel(run: RunView) -> list[dict[str, Any]]:
-    """Return, per source, how many documents and tokens are left after each step."""
+    """Return, per corpus, how many documents and tokens are left after each step."""
     rows = []
-    for stage in run.sources:
-        rules = rule_steps(stage)
-        read = "selected" if rules else "read" if stage.entry.get("group") == "classifiers" else "written"
-        steps = [("planned", stage.counts.get("planned", 0)), *rules, (read, stage.counts.get("rows", 0))]
+    for corpus in run.corpora:
+        first, last = corpus[0], corpus[-1]
+        read = "selected" if rule_steps(first) else "read" if first.entry.get("group") == "classifiers" else "written"
+        steps = [("planned", first.counts.get("planned", 0)), *rule_steps(first), (read, first.counts.get("rows", 0))]
+        for stage in corpus[1:]:
+            steps += [*rule_steps(stage), (f"left by {stage.name}", stage.counts.get("rows", 0))]
         for later in run.stages:
-            if (kept := _kept_of(run, later, stage)) is not None:
+            if (kept := _kept_of(run, later, last)) is not None:
                 steps.append((f"kept by {later.name}", kept))
-        tokens = [(f"as {read}", numeric(stage.counts.get("tokens")))]
-        packers = [later for later in run.stages if later.produces == "tokens" and stage.name in later.parents]
+        tokens = [(f"as {read}", numeric(first.counts.get("tokens")))]
+        names = {stage.name for stage in corpus}
+        packers = [later for later in run.stages if later.produces == "tokens" and names & later.parents]
         for later in packers:
             label = "packed" if len(packers) == 1 else f"packed by {later.name}"
             split = [later.counts.get(f"{part}_documents") for part in ("train", "validation")]
@@ -148,7 +156,7 @@ def _funnel(run: RunView) -> list[dict[str, Any]]:
         most = max(count for _, count in steps)
         if most > 0:
             rows.append({
-                "stage": stage,
+                "stage": last,
                 "steps": [(label, count, count / most) for label, count in steps],
                 "tokens": [(label, count) for label, count in tokens if count],
             })  # fmt: skip

@@ -89,6 +89,11 @@ class StageView:
         """The figures that the stage left for the report."""
         return self.manifest.metrics if self.manifest else {}
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the stage says that a person should know before they use what it made."""
+        return [clean(str(warning)) for warning in sequence(self.metrics.get("warnings"))]
+
     @cached_property
     def parts(self) -> Sequence[PartCommit]:
         """Commit records, those of an unfinished artifact included."""
@@ -131,6 +136,26 @@ class RunView:
     def sources(self) -> list[StageView]:
         """The stages whose artifacts are corpora."""
         return [stage for stage in self.stages if stage.produces == "documents"]
+
+    @property
+    def corpora(self) -> list[list[StageView]]:
+        """The corpora, each from the stage that read or wrote it through those that only clean or thin it out.
+
+        A stage goes on with a corpus if it is a classifier's that makes documents of this one alone, and no other does: where
+        several select from a corpus, each selection is a corpus of its own.
+        """
+        cleaned: dict[str, list[StageView]] = {}
+        for stage in self.sources:
+            before = [source.name for source in self.sources if source.name in stage.parents]
+            if len(before) == 1 and stage.entry.get("group") == "classifiers":
+                cleaned.setdefault(before[0], []).append(stage)
+        goes_on = {name: stages[0] for name, stages in cleaned.items() if len(stages) == 1}
+        further = {stage.name for stage in goes_on.values()}
+        chains = [[stage] for stage in self.sources if stage.name not in further]
+        for chain in chains:
+            while chain[-1].name in goes_on:
+                chain.append(goes_on[chain[-1].name])
+        return chains
 
 
 def read_run(store: Store, run_id: str) -> RunView:
@@ -248,7 +273,7 @@ def rule_steps(stage: StageView) -> list[tuple[str, float]]:
     """Return how many documents are left after each rule of a selection, in the rules' order; nothing of other stages."""
     steps = [mapping(step) for step in sequence(mapping(stage.metrics.get("funnel")).get("steps"))]
     return [
-        (f"after {step['rule']}", left)
+        (f"after “{step['rule']}”", left)
         for step in steps
         if (left := numeric(step.get("left"))) is not None and "rule" in step
     ]

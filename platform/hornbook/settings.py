@@ -83,7 +83,11 @@ def _explain(model: type[BaseModel], problem: Any, where: str) -> str:
         return f"{path}: no such setting{nearest(str(location[-1]), _fields_at(model, location[:-1]))}"
     if problem["type"] == "missing":
         return f"{path}: this setting is required"
-    return f"{path}: {problem['msg']}, got {problem.get('input')!r}"
+    said = (
+        problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"]
+    )  # a check of ours, or pydantic's
+    got = problem.get("input")
+    return f"{path}: {said}" if isinstance(got, dict) else f"{path}: {said}, got {got!r}"
 
 
 def _fields_at(model: type[BaseModel], location: list[Any]) -> list[str]:

@@ -110,12 +110,12 @@ def _trace(
     (artifact, row), *others = found
     yield f"{indent}document {row['key'].hex()}: {row['kind']} from {row['source']}, planned row {planned_row(row['id'])}"
     yield f"{indent}  artifact {artifact.folder} (stage {artifact.manifest.stage})"
-    for other, same in others:
-        text = "the same text" if same["text"] == row["text"] else "ANOTHER text"
+    for other, copy in others:
+        text = "the same text" if copy["text"] == row["text"] else "ANOTHER text"
         yield f"{indent}  also in  {other.folder} (stage {other.manifest.stage}), {text}"
     yield f"{indent}  text     {short(row['text'])}"
     if row["meta"] != "{}":
-        yield f"{indent}  meta     {short(row['meta'])}"
+        yield f"{indent}  meta     {row['meta']}"
     made_by = row["made_by"]
     if made_by is not None:
         prompt = " / ".join(message["content"] for message in json.loads(made_by["prompt"]))
@@ -124,7 +124,8 @@ def _trace(
         yield f"{indent}  model    {made_by['model']} at {made_by['revision']}"
         yield f"{indent}  sampling {made_by['sampling']}, row seed {made_by['row_seed']}"
         yield f"{indent}  finished {made_by['finish_reason']}, {made_by['completion_tokens']} tokens after {made_by['prompt_tokens']}"
-    for attributes, scores in _scores(store, row, artifact):
+    same = [artifact, *(other for other, copy in others if copy["text"] == row["text"])]
+    for attributes, scores in _scores(store, row, same):
         yield f"{indent}  scores   {attributes.manifest.stage}: {scores}"
     for parent in row["parents"]:
         yield f"{indent}  made from:"
@@ -189,17 +190,23 @@ def _find_documents(corpora: Sequence[Artifact], prefix: str) -> list[tuple[Arti
     return found
 
 
-def _scores(store: Store, row: dict[str, Any], corpus: Artifact) -> Iterator[tuple[Artifact, str]]:
-    """Yield the attributes of a document from every finished artifact that scores its corpus."""
+def _scores(store: Store, row: dict[str, Any], corpora: Sequence[Artifact]) -> Iterator[tuple[Artifact, str]]:
+    """Yield the attributes of a document from every finished artifact that scores one of the corpora that hold it."""
+    told = ("id", "key", "source")
+    digests = {corpus.manifest.digest for corpus in corpora}
     for attributes in _finished(store, "attributes"):
         sources = {reference.digest for references in attributes.manifest.inputs.values() for reference in references}
         columns = plain_columns(attributes)
-        if corpus.manifest.digest not in sources or not set(columns) - {"id", "key"}:
+        if not digests & sources or not set(columns) - {"id", "key"}:
             continue
         for table in attributes.tables(columns=columns):
             rows = [found for found in table.to_pylist() if found["key"] == row["key"]]
             for found in rows[:1]:
                 yield (
                     attributes,
-                    ", ".join(f"{name}={value}" for name, value in found.items() if name not in ("id", "key")),
+                    ", ".join(
+                        f"{name}={short(value)}"
+                        for name, value in found.items()
+                        if name not in told and value is not None
+                    ),
                 )

@@ -182,15 +182,33 @@ def test_a_name_that_is_no_text_is_said(tmp_path):
         stage(tmp_path).check()
 
 
+def test_excluded_files_are_left_out_of_what_a_pattern_names(tmp_path):
+    for name in ("a.md", "b.md", "damaged.parquet"):
+        (tmp_path / name).write_text("PAR1")
+    assert stage(tmp_path / "*", exclude=[str(tmp_path / "*.parquet"), str(tmp_path / "b.md")]).files == [
+        str(tmp_path / "a.md")
+    ]
+    for wrong, said in (("none.*", "corpus.exclude: there is no file"), ("*", "corpus.exclude: no file is left")):
+        with pytest.raises(RecipeError, match=said):
+            stage(tmp_path / "*", exclude=str(tmp_path / wrong)).check()
+
+
 def test_empty_files_are_counted_and_nothing_at_all_is_an_error(tmp_path, ray_cluster, stage_context):
     (tmp_path / "empty.txt").write_bytes(b"")
     with pytest.raises(DataError, match="no rows"):
         stage_context.finished(stage(tmp_path / "empty.txt"))
     (tmp_path / "full.txt").write_text("one\ntwo\n")
-    other = Files("both", FilesSettings(paths=(str(tmp_path / "*.txt"),)), seed=1)
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    pq.write_table(pa.table({"text": ["three"]}), mixed / "table.parquet")
+    for name in ("page.html", "readme.md"):
+        (mixed / name).write_text("not read: the folder has a table")
+    other = Files("both", FilesSettings(paths=(str(tmp_path / "*.txt"), str(mixed))), seed=1)
     manifest = stage_context.finished(other).manifest
-    assert manifest.metrics.pop("warnings") == [f"{tmp_path / 'empty.txt'} is empty"]
-    assert manifest.metrics == {"files": 2, "rows": 2, "empty_files": 1}
+    empty, passed_over = manifest.metrics.pop("warnings")
+    assert empty == f"{tmp_path / 'empty.txt'} is empty"
+    assert f"not {mixed / 'page.html'} and 1 others: name those by a pattern" in passed_over
+    assert manifest.metrics == {"files": 3, "rows": 3, "empty_files": 1}
     with pytest.raises(RecipeError, match="there is no file"):
         stage(tmp_path / "nowhere-*.txt").check()
 

@@ -194,6 +194,7 @@ def test_wrong_rules_are_refused_with_their_name(stage_context):
         ({"column": "broken", "equals": "short"}, "equals cannot be asked of the column 'broken', which holds list"),
         ({"column": "broken"}, "threshold cannot be asked of the column 'broken'"),
         ({"column": "broken", "in": [7]}, "so it is never 7"),
+        ({"column": "score", "input": "first", "equals": True}, "holds double, so it is never True"),
     ):
         with pytest.raises(RecipeError, match=said):
             select(stage_context, [rule], documents, [first, second])

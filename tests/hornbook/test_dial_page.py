@@ -206,15 +206,24 @@ def test_the_table_says_what_the_page_says(hornbook: Callable[..., Answer], dial
         (["files-web"], r"(?s)holds no scores.*latest/scores"),
         (["score-scores", "--recipe", "none.yaml"], "there is no recipe file none.yaml"),
         (["score-scores", "--recipe", "other.yaml"], "there is no stage 'scores'"),
+        (["score-scores", "--recipe", "namesake.yaml", "--at", "0.6", "--write"],
+         r"another stage .* documents stories \(stories\).* not score of documents web \(files\)"),
+        (["score-scores", "--at", "-3"], "-3 is no threshold of scores.*\n.*a number from 0 to 1"),
+        (["score-scores", "--recipe", "mine.yaml", "--at", "7", "--write"], "7 is no threshold"),
+        (["score-scores", "--recipe", "mine.yaml", "--at", "nan", "--write"], "nan is no threshold"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_is_refused(
     hornbook: Callable[..., Answer], dial: Dial, tmp_path: Path, arguments: list[str], said: str
 ) -> None:
     (tmp_path / "other.yaml").write_text(
         "name: other\nengine: {kind: echo}\nstages: {stories: {kind: stories, rows: 4}}\n"
     )
+    (tmp_path / "namesake.yaml").write_text(RECIPE.replace("documents: web", "documents: stories").replace(
+        "{kind: installed-python}", "{kind: installed-python}\n  stories: {kind: stories, rows: 4}"))  # fmt: skip
+    before = {path: path.read_text() for path in tmp_path.glob("*.yaml")}
     answer = hornbook("dial", *arguments)
+    assert before == {path: path.read_text() for path in tmp_path.glob("*.yaml")}
     assert answer.code in (1, 2) and re.search(said, answer.err), answer.err
 
 

@@ -91,6 +91,11 @@ def test_overrides_are_yaml(tmp_path: Path) -> None:
             "in a circle: questions -> questions",
         ),
         (changed("stages", value={}), "stages: "),
+        (
+            "name: x\nstages:\n  a: {kind: stories}\n  b: {kind: stories}\n  a: {kind: textbooks}\n",
+            r"stages\.a is there twice, in lines 3 and 5",
+        ),
+        ("name: x\nstages:\n  a: {kind: stories, rows: 4, rows: 5}\n", r"stages\.a\.rows is there twice"),
         ("name: [unclosed", "is not YAML"),
         ("- a list", "is not a recipe"),
         ("!!python/object/apply:os.system ['true']", "is not YAML"),

@@ -230,8 +230,28 @@ def test_the_funnel_shows_what_each_rule_of_a_selection_left(run: SampleRun) -> 
     selected = stories(["A.", "B."])
     run.stage("chosen", "select", "classifiers", "documents", selected, 2, metrics={"funnel": {"steps": steps}})
     assert (
-        "planned 2 67% after score >= 0.5 3 100% after contaminated is false 2 67% selected 2 67%" in run.write().text
+        "planned 2 67% after “score >= 0.5” 3 100% after “contaminated is false” 2 67% selected 2 67%"
+        in run.write().text
     )
+
+
+def test_a_corpus_that_is_only_cleaned_and_thinned_out_is_counted_once(run: SampleRun) -> None:
+    run.stage("web", "files", "classifiers", "documents", stories(["A.", "B.", "C.", "D."], rejected=1), 5)
+    run.stage(
+        "text", "extract", "classifiers", "documents", stories(["A.", "B.", "C."]), 3, inputs={"documents": ["web"]}
+    )
+    kept = {"kept": {"files": {"documents": 3, "kept": 1}}}  # beside the documents: nothing is dropped yet
+    run.stage("rules", "decontaminate", "classifiers", "attributes", metrics=kept, inputs={"documents": ["text"]})
+    steps = {"funnel": {"steps": [{"rule": "long enough", "left": 2}]}, "warnings": ["two are <b>short</b>"]}
+    run.stage(
+        "few", "select", "classifiers", "documents", stories(["A.", "B."]), 2, steps, inputs={"documents": ["text"]}
+    )
+    text = run.write().text
+    assert "planned 5 100% read 4 80% left by text 3 60% after “long enough” 2 40% left by few 2 40%" in text
+    assert "2 documents in few, of 5 planned" in text and "kept by" not in text
+    assert "few: two are <b>short</b>" in text  # at the head of the page, whatever sections there are
+    run.stage("more", "select", "classifiers", "documents", stories(["A."]), 1, inputs={"documents": ["text"]})
+    assert "6 documents in 3 corpora" in run.write().text  # two selections of one corpus are two corpora
 
 
 def test_weak_labels_come_with_agreement_and_warnings(whole: SampleRun) -> None:
@@ -445,9 +465,13 @@ def test_graded_documents_have_a_section_that_says_who_agrees_with_whom(whole: S
         "scores": spread,
         "scores_by_source": {"books": spread, "forum": {**spread, "documents": 4}},
         "warnings": ["two lines count for nothing"],
+        "agreement": {"kappa": 0.5},
     }
     whole.stage("people", "labels", "classifiers", "attributes", metrics=metrics)
     page = whole.write()
     assert "graded" in page.ids() and "Grades: people anna graded 12 ben graded 3 Two lines count" in page.text
     assert f"people and judge {EVIL} / labels 9 0.62 – 50% 75% -0.38" in page.text.replace("−", "-")
     assert "forum 4 2.50 1.75 0.25 – – – 4.75" in page.text
+    assert (
+        page.text.count("Agreement of the two judge prompts") == 1
+    )  # of the labels, which have no section of their own

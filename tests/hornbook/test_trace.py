@@ -103,6 +103,18 @@ def test_scores_are_shown_without_reading_the_vectors(store: Store, monkeypatch:
     ]
 
 
+def test_a_selected_document_has_the_scores_that_it_was_selected_by(store: Store) -> None:
+    scored = make(store, "a", "files", "documents", [stories(["One.", "Two."])])
+    table = pa.table({"id": [document_id(row) for row in range(2)], "source": ["web"] * 2, "score": [0.75, 0.123456789],
+                      "key": pa.array([document_key(row) for row in range(2)], pa.binary(16)), "of": [None, "x"]})  # fmt: skip
+    beside = PartContent(table, planned=[document_id(row) for row in range(2)], unit_of=same_ids)
+    attributes = make(store, "b", "score", "attributes", [beside], {"documents": [scored]})
+    make(store, "c", "select", "documents", [stories(["One."])], {"documents": [scored], "attributes": [attributes]})
+    lines = list(trace_document(store, KEY.hex()))
+    assert [line for line in lines if "scores" in line] == ["  scores   b: score=0.75"]
+    assert '  scores   b: score=0.1235, of="x"' in list(trace_document(store, document_key(1).hex()))
+
+
 def test_show_has_rejects_and_the_lineage_to_the_roots(store: Store) -> None:
     rejects = [Reject(row, f"unit {row}", "truncated", f"cut at {row} tokens") for row in range(1, 8)]
     rejects.append(Reject(8, "unit 8", "refused"))

@@ -259,7 +259,7 @@ def test_training_goes_on_from_a_model_as_it_is_or_grown(
         rows = list(read_metrics(made.local_folder() / "metrics.jsonl"))
         assert rows[0]["validation"]["web"] == pytest.approx(before, rel=2e-2)
     assert made.manifest.metrics["parameters"] > 2 * pretrained.manifest.metrics["parameters"]
-    with pytest.raises(RecipeError, match="the model comes from pretrain as it is"):
+    with pytest.raises(RecipeError, match="the model comes from pretrain with its hidden_size, "):
         run_stage(Pretrain, store, "start-refused", more | {"model": double, "loop": loop}, inputs)
     other = run_stage(TokenizerStage, store, "other", {"vocabulary": 600}, {"documents": {"web": web}})
     with pytest.raises(DataError, match=r"the model's tokenizer has .* as id"):
