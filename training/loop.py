@@ -199,8 +199,8 @@ class _Counts(NamedTuple):
 def _agree(batch: Batch, wishes: Sequence[int], world: World) -> tuple[_Counts, list[int]]:
     """Sum what each rank knows of the global batch, and what it wants, in one reduction: (counts, wishes)."""
     own = [batch.targets, batch.tokens, batch.digest, *wishes, *batch.source_tokens]
-    sums = torch.tensor(own, dtype=torch.int64, device=world.device)
-    dist.all_reduce(sums)
+    sums = torch.tensor(own, dtype=torch.int64)
+    dist.all_reduce(sums)  # on the CPU: a GPU would have to finish the step before
     targets, tokens, digest, *more = sums.tolist()
     agreed, of_sources = more[: len(wishes)], more[len(wishes) :]
     return _Counts(targets, tokens, digest % (1 << DIGEST_BITS), of_sources), agreed
@@ -224,11 +224,11 @@ def _gradients(
     last = len(batch.microbatches) - 1
     for number, tensors in enumerate(batch.microbatches):
         begin_microbatch(model, number == last)  # one reduction a step
-        sums = model(*(tensor.to(world.device) for tensor in tensors)).view(-1) / max(targets, 1)
+        sums = model(*(tensor.to(world.device, non_blocking=True) for tensor in tensors)).view(-1) / max(targets, 1)
         (sums[0] * world.size).backward()  # FSDP takes the mean over ranks, the loss is a sum over them
         total += sums.detach()
     dist.all_reduce(total)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    loss, *figures = total.tolist()
-    return loss, norm.item(), dict(zip(names, figures, strict=True))
+    loss, *figures, length = torch.cat([total, norm.to(total).view(1)]).tolist()  # the one wait for a GPU in a step
+    return loss, length, dict(zip(names, figures, strict=True))

@@ -25,6 +25,8 @@ from hornbook.errors import RecipeError
 from hornbook.machine import processors
 from training.activation_checkpointing import checkpoint_block
 from training.attention import set_attention
+from training.cpu_attention import use_cpu_attention
+from training.malloc import keep_freed_memory
 from training.model import LanguageModel
 from training.settings import LoopSettings, Precision
 
@@ -55,6 +57,7 @@ def join_world() -> World:
     if device.type == "cpu":
         local = int(os.environ.get("LOCAL_WORLD_SIZE", str(dist.get_world_size())))
         torch.set_num_threads(max(1, processors() // local))
+        keep_freed_memory()
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
@@ -79,6 +82,9 @@ def parallelize(model: LanguageModel, world: World, settings: LoopSettings, comp
     narrow = resolve_precision(settings.precision, world.device) == "bf16"
     dtype = torch.bfloat16 if narrow else torch.float32
     set_attention(settings.attention, model.model, world.device, dtype, model.document_mask)
+    if world.device.type == "cpu" and settings.attention == "auto":
+        use_cpu_attention(model.model)
+    model.compiled_loss = compile_blocks and world.device.type == "cuda"
     for block in model.blocks:
         checkpoint_block(block, settings.activation_checkpointing)
         if compile_blocks:
