@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -198,6 +198,13 @@ def _used(targets: np.ndarray) -> np.ndarray:
     return np.where(there.any(axis=1), targets.shape[1] - there[:, ::-1].argmax(axis=1), 0)
 
 
+def _pinned(batch: Batch) -> Batch:
+    """Return a batch in memory that a GPU copies from while it computes, if there is a GPU."""
+    if not torch.cuda.is_available():
+        return batch
+    return replace(batch, microbatches=[tuple(tensor.pin_memory() for tensor in cut) for cut in batch.microbatches])
+
+
 class Prefetched:
     """Iterates over batches that a thread reads ahead; counts the seconds that the consumer had to wait."""
 
@@ -226,7 +233,7 @@ class Prefetched:
     def _work(self) -> None:
         for step in self._steps:
             try:
-                batch: Batch | BaseException = self._read(step)
+                batch: Batch | BaseException = _pinned(self._read(step))
             except BaseException as error:  # handed to the consumer, who raises it
                 batch = error
             while not self._closed.is_set():

@@ -30,6 +30,7 @@ class LanguageModel(nn.Module):
         document_mask: keep the documents of a row from seeing each other.
 
     Attributes:
+        compiled_loss: see `chunked_cross_entropy`.
         kept_gathered: modules whose weights stay gathered over the microbatches of a step; see `training.parallel`.
     """
 
@@ -38,6 +39,7 @@ class LanguageModel(nn.Module):
         self.model = model
         self.eos = eos
         self.document_mask = document_mask
+        self.compiled_loss = False
         self.kept_gathered: Sequence[nn.Module] = ()
         rotate_by_document(model)
 
@@ -56,7 +58,16 @@ class LanguageModel(nn.Module):
         """
         hidden = self.hidden(tokens, numbers)
         head = self.model.get_output_embeddings()
-        return chunked_cross_entropy(hidden.flatten(0, 1), head.weight, getattr(head, "bias", None), targets.flatten())
+        bias = getattr(head, "bias", None)
+        return chunked_cross_entropy(
+            hidden.flatten(0, 1), head.weight, bias, targets.flatten(), compiled=self.compiled_loss
+        )
+
+    def next_logits(self, tokens: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """Return the logits behind a position of each row, float32 (rows, V). tokens: int64 (rows, T); last: int64 (rows,)."""
+        states = self.hidden(tokens)[torch.arange(len(tokens), device=tokens.device), last]
+        logits: torch.Tensor = self.model.get_output_embeddings()(states)
+        return logits.float()
 
     def hidden(self, tokens: torch.Tensor, numbers: torch.Tensor | None = None) -> torch.Tensor:
         """Return the last hidden states, (rows, T, width)."""

@@ -19,12 +19,14 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from hornbook.errors import RecipeError
 from hornbook.machine import processors
 from training.activation_checkpointing import checkpoint_block
 from training.attention import set_attention
+from training.cpu_attention import use_cpu_attention
+from training.malloc import keep_freed_memory
 from training.model import LanguageModel
 from training.settings import LoopSettings, Precision
 
@@ -55,6 +57,7 @@ def join_world() -> World:
     if device.type == "cpu":
         local = int(os.environ.get("LOCAL_WORLD_SIZE", str(dist.get_world_size())))
         torch.set_num_threads(max(1, processors() // local))
+        keep_freed_memory()
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
@@ -79,6 +82,9 @@ def parallelize(model: LanguageModel, world: World, settings: LoopSettings, comp
     narrow = resolve_precision(settings.precision, world.device) == "bf16"
     dtype = torch.bfloat16 if narrow else torch.float32
     set_attention(settings.attention, model.model, world.device, dtype, model.document_mask)
+    if world.device.type == "cpu" and settings.attention == "auto":
+        use_cpu_attention(model.model)
+    model.compiled_loss = compile_blocks and world.device.type == "cuda"
     for block in model.blocks:
         checkpoint_block(block, settings.activation_checkpointing)
         if compile_blocks:
@@ -92,6 +98,7 @@ def parallelize(model: LanguageModel, world: World, settings: LoopSettings, comp
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=gather_twice)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    register_fsdp_forward_method(model, "next_logits")
     model.kept_gathered = [model] if gather_twice else [model, *model.blocks]
     return model
 
@@ -131,3 +138,8 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["bf
     if device.type == "cuda":
         return "bf16"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Return what the blocks compute in on a device."""
+    return torch.bfloat16 if resolve_precision(precision, device) == "bf16" else torch.float32

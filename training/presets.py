@@ -82,6 +82,7 @@ def _phonelm(layers: int, width: int, heads: int, inner: int) -> Preset:
 
 PRESETS: dict[str, Preset] = {
     "phi-demo-3m": Preset(phi(4, 192, 6, rotary=16, vocabulary=4_096, context=256)),
+    "llama-7m": Preset(llama(8, 256, 4, 4, 688, vocabulary=4_096, tied=True)),
     "tinystories-1m": _tinystories(8, 64),
     "tinystories-3m": _tinystories(8, 128),
     "tinystories-8m": _tinystories(8, 256),
