@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from training import cpu_attention  # noqa: F401 # names the operation below
 from training.settings import ActivationCheckpointing
 
 _aten = torch.ops.aten
@@ -24,6 +25,7 @@ KEPT = {
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.higher_order.flex_attention,
+    torch.ops.hornbook.attend.default,
 }
 """What `selective` keeps. Not `bmm`: unfused attention's scores are as many as a row's tokens squared."""
 
