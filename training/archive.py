@@ -20,6 +20,8 @@ from hornbook.store import Store
 from training.checkpoint_shard import file_digest
 
 BLOCK = 1 << 24
+RECORDED = ("tensorboard", "mlflow", "wandb", "profile")
+"""Folders beside the metrics that are worth keeping."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,17 @@ class Archive:
         if self.store.exists(name):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(self.store.read(name))
+
+    def put_record(self, folder: Path) -> None:
+        """Copy what was recorded beside the metrics to the store: samples, profile, what recorders keep as files.
+
+        A figure that is lost here is not worth a run: nothing is raised, the next checkpoint tries again.
+        """
+        found = [folder / "samples.jsonl", *(file for name in RECORDED for file in (folder / name).rglob("*"))]
+        with contextlib.suppress(StoreError):
+            for file in found:
+                if file.is_file():
+                    self._put(file, file.relative_to(folder).as_posix())
 
     def get_shards(self, checkpoint: str, files: Mapping[str, tuple[int, str]], folder: Path) -> None:
         """Bring a checkpoint's shards into a local folder; a copy that lies there and is whole stays.

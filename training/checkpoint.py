@@ -99,6 +99,19 @@ def kept(folder: Path, archive: Archive | None = None) -> list[Checkpoint]:
     return found
 
 
+def whole(found: Checkpoint, archive: Archive | None = None) -> Checkpoint | None:
+    """Return a checkpoint if its files are as it says; None, with a warning, if it is torn. With an archive it then lies here.
+
+    Raises:
+        StoreError: the archive cannot be read.
+    """
+    try:
+        return _whole(found.path, archive)
+    except TORN as error:
+        _warn(found.path, error)
+        return None
+
+
 def latest_of_all(folder: Path, archive: Archive | None = None, only: str = "") -> Checkpoint | None:
     """Return what `latest` does, the same on all ranks, which all call it; one rank of each node checks or fetches it.
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hornbook.artifact import Artifact
-from hornbook.errors import RecipeError
+from hornbook.errors import RecipeError, TrainingError
 from training.archive import Archive
+from training.best import BestOfSettings
 from training.best_fit import OverLong
-from training.low_rank import LoraSettings
+from training.low_rank import LoraSettings, LowRankModel
 from training.mixture import Mixture, PhaseSettings
 from training.settings import LoopSettings
 from training.shards import Rows, ShardIndex, Split, TokenSource
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from training.checkpoint import Checkpoint
     from training.loop import Outcome
     from training.parallel import World
+    from training.samples import Prompts
 
 
 class Folder(Protocol):
@@ -71,9 +73,12 @@ class Job:
         grow: let that model grow to the preset's size.
         preference: the settings of preference tuning, if rows are pairs.
         lora: train adapters of this size only.
+        tokenizer: where it lies, and in which folder there; read where the loop's settings ask for samples.
+        only_preflight: train a few steps, say what the run will take, and leave nothing.
         trunk: the checkpoint of another run that this one branches off from; the phases follow it.
         epoch_caps, when_dry: of the mixture; see there.
         over_long: what becomes of documents longer than a row; see `training.shards.TokenSource`.
+        best_of: which weights it leaves, if not the last.
     """
 
     settings: LoopSettings
@@ -89,10 +94,13 @@ class Job:
     grow: bool = False
     preference: Preference | None = None
     lora: LoraSettings | None = None
+    tokenizer: tuple[Folder, str] | None = None
+    only_preflight: bool = False
     trunk: Trunk | None = None
     epoch_caps: Mapping[str, float] = field(default_factory=dict)
     when_dry: WhenDry = "refuse"
     over_long: OverLong = "split"
+    best_of: BestOfSettings | None = None
 
     @cached_property
     def steps(self) -> int:
@@ -211,16 +219,25 @@ class Job:
         progress: Callable[[dict[str, Any]], None] = lambda row: None,
         save_now: Callable[[], bool] = lambda: False,
     ) -> Outcome:
-        """Run this process's part of the job; see `training.loop.train`."""
+        """Run this process's part of the job; see `training.loop.train`.
+
+        The tenth row that `progress` is given says what the run will take, as `preflight` (see `training.preflight`).
+
+        Raises:
+            TrainingError: it does not fit into this machine; and as `training.loop.train`.
+        """
+        import torch
+
+        from training import checkpoint
         from training.loader import Loader
-        from training.loop import train
+        from training.loop import Outcome, train
         from training.model import LanguageModel
+        from training.preflight import Enough, Watch, look_ahead
 
         sources = self.open("train")
         loader = Loader(sources, self.mixture(sources), self.settings.microbatch)
         from training.attention import ATTEND_TO_ALL
         from training.custom_model import require_document_mask
-        from training.low_rank import LowRankModel
         from training.preference_model import PreferenceModel
 
         eos, plain = self.corpora[0].index.eos, self.model()
@@ -233,20 +250,79 @@ class Job:
         else:
             model = PreferenceModel(plain, eos, self.preference.beta, self.preference.length_normalised)
         sizes = {corpus.name: corpus.bytes_per_token for corpus in self.corpora if corpus.bytes_per_token}
-        return train(
-            self.settings, model, loader, self.open("validation"), self.folder, world, self.seed, stop, progress,
-            self.archive, sizes, self.trunk, save_now,
-        )  # fmt: skip
+        watch = None
+        if self.only_preflight or self.settings.preflight == "auto":
+            found = checkpoint.newest(self.folder / "checkpoints", self.archive)
+            first = found.step if found else self.trunk.step if self.trunk else 0
+            watch = Watch(look_ahead(self.settings, model, loader, self.folder, world, first), self.only_preflight)
+
+        def watched(row: dict[str, Any]) -> None:
+            if watch:
+                watch.step(row)
+            progress(row)
+            if watch:
+                watch.end()
+
+        try:
+            return train(
+                self.settings, model, loader, self.open("validation"), self.folder, world, self.seed, stop, watched,
+                self.archive, sizes, self.trunk, save_now, self._prompts(),
+            )  # fmt: skip
+        except Enough:
+            return Outcome(0, stopped=True)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"the GPU's memory is full: {error}",
+                "lower loop.microbatch, or set loop.activation_checkpointing: full",
+            ) from error
+
+    def _prompts(self) -> Prompts | None:
+        from training.samples import read_prompts
+
+        if self.tokenizer is None or not self.settings.sample_prompts:
+            return None
+        artifact, inside = self.tokenizer
+        return read_prompts(self.settings.sample_prompts, artifact.local_folder(inside), chat=self.rows != "windows")
 
     def trained_model(self, found: Checkpoint) -> PreTrainedModel:
         """Return the model of a checkpoint, plain (shared blocks written out, adapters folded in), float32, on the CPU."""
+        return _plain(*self._as_trained(found))
+
+    def leave(self, found: Checkpoint, folder: Path, tokenizer: Path) -> tuple[int, dict[str, Any]]:
+        """Write the model of a checkpoint, plain, as a Hugging Face folder.
+
+        Returns its number of parameters, and the proof that the folder, loaded anew (float32, on the CPU), predicts what the
+        model did in training.
+
+        Raises:
+            ModelError: it does not.
+        """
+        from training.hf_folder import write_hf_folder
+        from training.proof import log_probabilities, prove_folder, random_rows
+
+        model, adapted = self._as_trained(found)
+        rows = random_rows(model.config.vocab_size, self.settings.sequence_length)
+        trained = log_probabilities(model, rows)
+        plain = _plain(model, adapted)
+        write_hf_folder(plain, folder, tokenizer)
+        parameters = sum(parameter.numel() for parameter in plain.parameters())
+        del model, adapted, plain  # one copy in memory is enough
+        return parameters, prove_folder(folder, rows, trained)
+
+    def _as_trained(self, found: Checkpoint) -> tuple[PreTrainedModel, LowRankModel | None]:
+        """Return the model of a checkpoint with its blocks still shared, and its adapters, if it has any, still apart."""
         from training import checkpoint
-        from training.layer_sharing import unrolled
-        from training.low_rank import LowRankModel
         from training.model import LanguageModel
 
         model = self.model()
         adapted = LowRankModel(model, self.lora, self.seed) if self.lora is not None else None
-        whole = LanguageModel(adapted.model if adapted else model, self.corpora[0].index.eos)
+        model = adapted.model if adapted else model
+        whole = LanguageModel(model, self.corpora[0].index.eos)
         checkpoint.load_weights(found, whole, averaged=self.settings.average is not None)
-        return unrolled(adapted.merged() if adapted else model)
+        return model, adapted
+
+
+def _plain(model: PreTrainedModel, adapted: LowRankModel | None) -> PreTrainedModel:
+    from training.layer_sharing import unrolled
+
+    return unrolled(adapted.merged() if adapted else model)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,16 @@ import torch.distributed as dist
 from hornbook.errors import TrainingError
 from training import checkpoint as checkpoints
 from training.archive import Archive
-from training.flops import flops_per_token, peak_flops
+from training.flops import flops_per_token, peak_of_world
 from training.loader import DIGEST_BITS, Batch, Loader
-from training.metrics import METRICS, MetricsFile, json_ready
 from training.model import LanguageModel
 from training.optimizer import Average, Guard, make_optimizer
-from training.parallel import World, begin_microbatch, parallelize
+from training.pace import Pace
+from training.parallel import World, begin_microbatch, compute_dtype, parallelize
 from training.preference_model import PreferenceModel, reference_log_probabilities
+from training.profiling import Profile
+from training.record import Record
+from training.samples import Prompts, Samples
 from training.saver import Saver, check_best_by, wants_validation
 from training.schedule import LearningRates
 from training.settings import LoopSettings
@@ -59,6 +61,7 @@ def train(
     bytes_per_token: Mapping[str, float] | None = None,
     trunk: Trunk | None = None,
     save_now: Callable[[], bool] = lambda: False,
+    prompts: Prompts | None = None,
 ) -> Outcome:
     """Train a model over all steps of the loader's mixture, from the latest checkpoint if there is one.
 
@@ -69,18 +72,19 @@ def train(
             any folder of this node.
         seed: of dropout.
         stop: asked once a step on rank 0; true: finish the step, save, return. SIGTERM to any rank does the same.
-        progress: given each metrics row on every rank.
+        progress: given each metrics row on every rank, with what the model wrote, if it did, as `samples`.
         archive: where checkpoints and metrics last, if not in `folder`.
         bytes_per_token: of the held-out text, by source; those of a known one are validated in bits per byte, too.
         trunk: where to start from if there is no checkpoint yet: another run's.
         save_now: asked like `stop`; true: save after this step and wait until it is written, then go on.
+        prompts: what the model goes on from, every `settings.sample_every` steps.
 
     Raises:
         TrainingError: `settings.patience` steps left out in a row, an unwritable checkpoint, or a checkpoint of other
             data or of another model.
     """
     architecture = model_fingerprint(model)
-    flops, peak = flops_per_token(model, settings.sequence_length), peak_flops(world.device)
+    flops = flops_per_token(model, settings.sequence_length)
     on_gpu = world.device.type == "cuda"
     compiled = on_gpu if settings.compile is None else settings.compile
     parallelize(model, world, settings, compiled)
@@ -102,11 +106,9 @@ def train(
         first = found.step
         guard.restore(found.extra)
     dist.barrier()
-    metrics = None
-    if world.rank == 0:
-        if archive:
-            archive.get_metrics(folder / METRICS)
-        metrics = MetricsFile(folder / METRICS, first)
+    record = Record(settings.record, folder, first, archive, world)
+    samples = Samples(prompts, settings, seed) if prompts else None
+    profile = Profile(settings.profile if world.rank == 0 else None, folder, world.device)
     held_out = Validation(validation, settings.validation_rows, settings.microbatch)
     mixture, steps = loader.mixture, loader.mixture.steps
     learning_rate = LearningRates(settings.peak_rate, settings.schedule, mixture.legs())
@@ -116,9 +118,10 @@ def train(
     sigterm = Sigterm()
     batches = loader.batches(first, steps, world.rank, world.size)
     done, stopped = first, False
-    began, waited = time.perf_counter(), 0.0
+    pace = Pace(steps, flops, peak_of_world(world, compute_dtype(settings.precision, world.device)), world.device)
     try:
         for batch in batches:
+            profile.begin(batch.step + 1)
             rate = learning_rate(batch.step)
             wishes = (stop(), save_now()) if world.rank == 0 else (False, False)
             counts, agreed = _agree(batch, (*wishes, sigterm.received, *saver.state()), world)
@@ -131,22 +134,20 @@ def train(
                 average.update(model)
             optimizer.zero_grad()
             done = batch.step + 1
+            profile.end(done)
             row: dict[str, Any] = {"step": done, "phase": batch.phase, "loss": loss, "lr": rate, "grad_norm": norm}
             row |= figures
             if done % settings.validate_every == 0 or done == steps or wants_validation(settings, done):
                 row["validation"] = held_out(model, world, references)
                 row |= {f"validation_{figure}": values for figure, values in held_out.figures.items()}
-                row |= _in_bits(row["validation"], bytes_per_token or {})
-            now = time.perf_counter()
-            row |= {"tokens": counts.tokens, "seconds": now - began, "tokens_per_second": counts.tokens / (now - began)}
-            if peak and flops:
-                row["mfu"] = row["tokens_per_second"] * flops / (peak * world.size)
-            row |= {"loader_wait_share": (batches.waited - waited) / (now - began)}
+                if not isinstance(model, PreferenceModel):
+                    row |= _readable(row["validation"], bytes_per_token or {})
+            row |= pace.step(done, counts.tokens, batches.waited)
             row["source_tokens"] = dict(zip(mixture.sources, counts.of_sources, strict=True))
             row |= {"batch_digest": f"{counts.digest:012x}", "skipped": guard.skipped} | saver.figures()
-            began, waited = now, batches.waited
-            if metrics is not None:
-                metrics.append(json_ready(row))
+            if samples and (done % settings.sample_every == 0 or done == steps):
+                row["samples"] = samples(model, world, done)
+            record.step(row)
             progress(row)
             if guard.in_a_row >= settings.patience:
                 saver.finish()
@@ -157,6 +158,7 @@ def train(
                 )
             stopped = stopping and done < steps
             if done % settings.checkpoint_every == 0 or done == steps or stopped or hurry:
+                record.keep()
                 last = done == steps or stopped
                 saver.save(done, model, optimizer, average, guard.counters(), row.get("validation", {}), last, hurry)
             if stopped:
@@ -165,15 +167,18 @@ def train(
         batches.close()
         saver.close()
         sigterm.close()
+        profile.close()
+        record.close()
     return Outcome(done, stopped)
 
 
-def _in_bits(losses: Mapping[str, float], bytes_per_token: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Return `bits_per_byte` of losses in nats per token: a figure that does not depend on the tokenizer."""
+def _readable(losses: Mapping[str, float], bytes_per_token: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return losses in nats per token as `perplexity`, and as `bits_per_byte`, which does not depend on the tokenizer."""
+    found = {"perplexity": {name: math.exp(min(loss, 700.0)) for name, loss in losses.items()}}
     known = {
         name: loss / math.log(2) / bytes_per_token[name] for name, loss in losses.items() if name in bytes_per_token
     }
-    return {"bits_per_byte": known} if known else {}
+    return found | ({"bits_per_byte": known} if known else {})
 
 
 def model_fingerprint(model: LanguageModel) -> str:

@@ -63,6 +63,12 @@ class LanguageModel(nn.Module):
             hidden.flatten(0, 1), head.weight, bias, targets.flatten(), compiled=self.compiled_loss
         )
 
+    def next_logits(self, tokens: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """Return the logits behind a position of each row, float32 (rows, V). tokens: int64 (rows, T); last: int64 (rows,)."""
+        states = self.hidden(tokens)[torch.arange(len(tokens), device=tokens.device), last]
+        logits: torch.Tensor = self.model.get_output_embeddings()(states)
+        return logits.float()
+
     def hidden(self, tokens: torch.Tensor, numbers: torch.Tensor | None = None) -> torch.Tensor:
         """Return the last hidden states, (rows, T, width)."""
         arguments: dict[str, Any] = {}

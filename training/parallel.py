@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from hornbook.errors import RecipeError
 from hornbook.machine import processors
@@ -98,6 +98,7 @@ def parallelize(model: LanguageModel, world: World, settings: LoopSettings, comp
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=gather_twice)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    register_fsdp_forward_method(model, "next_logits")
     model.kept_gathered = [model] if gather_twice else [model, *model.blocks]
     return model
 
@@ -137,3 +138,8 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["bf
     if device.type == "cuda":
         return "bf16"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Return what the blocks compute in on a device."""
+    return torch.bfloat16 if resolve_precision(precision, device) == "bf16" else torch.float32

@@ -12,8 +12,9 @@ from hornbook.errors import DataError, ModelError, RecipeError
 from hornbook.plan import derive_seed
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult, TokenLocation
+from training.best import BestOfSettings, with_candidates
 from training.custom_model import read_config
-from training.launch import locate_token, open_corpora, run_job
+from training.launch import locate_token, open_corpora, preflight_table, run_job
 from training.mixture import PhaseSettings
 from training.presets import CONTEXT_FIELDS, PRESETS, find_preset
 from training.settings import LoopSettings
@@ -69,6 +70,9 @@ class PretrainSettings(Settings):
         None,
         ge=0,
         description="Another number is another draw of weights, order and dropout, all else equal; beside the recipe's seed.",
+    )
+    best_of: BestOfSettings | None = Field(
+        None, description="Leave the best weights of every so many steps, by validation loss, instead of the last."
     )
     workers: int | None = runtime(None, ge=1, description="Training workers; default: one per GPU, or two on CPUs.")
     min_workers: int | None = runtime(
@@ -126,6 +130,10 @@ class Pretrain(Stage):
             self.settings.min_workers,
         )  # fmt: skip
 
+    def preflight(self, context: StageContext) -> Sequence[Sequence[str]]:
+        """Return what the run will take, from its first steps."""
+        return preflight_table(context, self._job(context), self.settings.workers)
+
     def locate_token(self, context: StageContext, step: int, row: int, position: int) -> TokenLocation:
         """Return where a training token came from: batches are a function of (seed, step), so they are planned again."""
         return locate_token(self._job(context), step, row, position)
@@ -137,7 +145,7 @@ class Pretrain(Stage):
         vocabulary = -(-corpora[0].index.vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         own = () if self.settings.seed is None else (self.settings.seed,)
         return Job(
-            settings=self.settings.loop,
+            settings=with_candidates(self.settings.loop, self.settings.best_of),
             corpora=corpora,
             rows="windows" if self.settings.packing == "concatenate" else "best-fit",
             phases=self.settings.phases,
@@ -150,7 +158,9 @@ class Pretrain(Stage):
             overrides={"vocab_size": vocabulary} | self.settings.model,
             start=context.optional_input("model"),
             grow=self.settings.grow,
+            tokenizer=(context.input("tokenizer"), "tokenizer"),
             trunk=find_trunk(context.artifact, self.settings.fork) if self.settings.fork else None,
+            best_of=self.settings.best_of,
         )
 
 

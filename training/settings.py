@@ -13,6 +13,14 @@ Precision = Literal["auto", "bf16", "fp32"]
 Sharding = Literal["auto", "full", "zero1", "hybrid"]
 ActivationCheckpointing = Literal["none", "selective", "full"]
 Attention = Literal["auto", "dense", "flex"]
+Recorded = Literal["tensorboard", "mlflow", "wandb"]
+
+
+class ProfileSettings(Settings):
+    """Which steps are profiled."""
+
+    first: int = runtime(10, alias="from", ge=1, description="The first one; by the tenth, all is compiled and warm.")
+    steps: int = runtime(3, ge=1, description="How many.")
 
 
 class LoopSettings(Settings):
@@ -82,6 +90,20 @@ class LoopSettings(Settings):
     )
     validate_every: int = runtime(50, ge=1, description="Steps between validations; the last step validates always.")
     validation_rows: int = Field(32, ge=0, description="Held-out rows per source in a validation.")
+    record: tuple[Recorded, ...] = runtime(
+        (),
+        description="Where figures go beside metrics.jsonl: tensorboard, mlflow, wandb; each is a package to install.",
+    )
+    sample_prompts: tuple[str, ...] = runtime(
+        (), description="What the model goes on from, now and then, to be looked at."
+    )
+    sample_every: int = runtime(100, ge=1, description="Steps between samples; the last step samples always.")
+    sample_tokens: int = runtime(40, ge=1, description="Longest sample, in tokens.")
+    sample_temperature: float = runtime(0.0, ge=0, description="0 is greedy.")
+    profile: ProfileSettings | None = runtime(None, description="Profile some steps of the first worker.")
+    preflight: Literal["auto", "off"] = runtime(
+        "auto", description="auto: refuse what cannot fit before the first step; of a long run, say what it will take."
+    )
     patience: int = Field(5, ge=1, description="Steps in a row that are left out before the run stops.")
 
     @property

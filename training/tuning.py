@@ -12,7 +12,8 @@ from pydantic import Field
 from hornbook.plan import derive_seed
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult, TokenLocation
-from training.launch import locate_token, open_corpora, run_job
+from training.best import BestOfSettings, with_candidates
+from training.launch import locate_token, open_corpora, preflight_table, run_job
 from training.low_rank import LoraSettings
 from training.mixture import PhaseSettings
 from training.schedule import ScheduleSettings
@@ -39,6 +40,9 @@ class TuningSettings(Settings):
         None, description="Train adapters of this size only, and fold them in at the end."
     )
     loop: TuningLoopSettings = Field(TuningLoopSettings(), description="How it is trained.")
+    best_of: BestOfSettings | None = Field(
+        None, description="Leave the best weights of every so many steps, by validation loss, instead of the last."
+    )
     workers: int | None = runtime(None, ge=1, description="Training workers; default: one per GPU, or two on CPUs.")
     min_workers: int | None = runtime(
         None, ge=1, description="Go on with as few workers as this while a node is gone; default: wait for all of them."
@@ -76,6 +80,10 @@ class Tuning(Stage):
             self.settings.min_workers,
         )  # fmt: skip
 
+    def preflight(self, context: StageContext) -> Sequence[Sequence[str]]:
+        """Return what the tuning will take, from its first steps."""
+        return preflight_table(context, self._job(context), self.settings.workers)
+
     def locate_token(self, context: StageContext, step: int, row: int, position: int) -> TokenLocation:
         """Return where a token came from: each row is one conversation, or one pair, in its chosen answer."""
         return locate_token(self._job(context), step, row, position)
@@ -93,7 +101,7 @@ class Tuning(Stage):
 
         model = context.input("model")
         job = Job(
-            settings=self.settings.loop,
+            settings=with_candidates(self.settings.loop, self.settings.best_of),
             corpora=open_corpora(context, model.local_folder("model"), self.form),
             rows=self.rows,
             phases=(),
@@ -103,6 +111,8 @@ class Tuning(Stage):
             start=model,
             lora=self.settings.lora,
             preference=self.preference(),
+            tokenizer=(model, "model"),
+            best_of=self.settings.best_of,
         )
         job = self.with_rows(job)
         rows = sum(len(source) for source in job.open("train").values())

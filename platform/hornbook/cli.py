@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -255,6 +256,75 @@ def sample(
 
 
 @app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="A model folder or name, an artifact, or RUN/STAGE.")],
+    system: Annotated[str, typer.Option(help="System prompt; it stays when old turns no longer fit.")] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Nucleus sampling mass.")] = 0.95,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+) -> None:
+    """Talk to a model that has a chat template; it answers word by word and knows what was said. /exit ends.
+
+    Examples:
+
+        hornbook chat latest/export
+
+        hornbook chat latest/export --system "Answer in one sentence." --temperature 0.3
+    """
+    from hornbook.sampling import load_model, read_lines
+    from hornbook.store import open_store
+    from hornbook.terminal_chat import HELP, Conversation
+
+    def write(piece: str) -> None:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    def remark(line: str) -> None:
+        typer.secho(f"({line})", err=True, dim=True)
+
+    conversation = Conversation(load_model(open_store(), model), system, max_tokens, temperature, top_p, seed)
+    remark(f"{conversation.loaded.folder}, {conversation.loaded.context} tokens of context; {HELP}")
+    with contextlib.suppress(KeyboardInterrupt):
+        conversation.converse(read_lines("you> "), write, remark)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A model folder or name, an artifact, or RUN/STAGE.")],
+    name: Annotated[str, typer.Option(help="What clients call it; default: the stage's or the folder's name.")] = "",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    length: Annotated[
+        int | None, typer.Option("--context", min=16, help="Longest conversation, in tokens; default: the model's own.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the server's command and stop.")] = False,
+) -> None:
+    """Serve a model through vLLM's OpenAI server: /v1/chat/completions and its like. Further options go to the server.
+
+    Examples:
+
+        hornbook serve latest/export
+
+        hornbook serve latest/export --name my-model --port 8123 --dry-run
+
+        hornbook serve latest/export --api-key SECRET
+    """
+    from hornbook.sampling import model_folder
+    from hornbook.serving import has_gpu, served_name, server
+    from hornbook.store import open_store
+
+    folder = model_folder(open_store(), model)
+    found = server(folder, name or served_name(model, folder), host, port, length, not has_gpu(), context.args)
+    if dry_run:
+        typer.echo(str(found))
+        return
+    typer.secho(f"serving {folder} at http://{host}:{port}/v1 once it has started; Ctrl-C ends it", err=True)
+    found.replace_this_process()
+
+
+@app.command()
 def report(run: Annotated[str, typer.Argument(help="A run's id or a prefix of it, or `latest`.")] = "latest") -> None:
     """Write a run's report page again and print where it lies.
 
@@ -307,6 +377,36 @@ def estimate(
         _table(["stage", "figure", "estimate", "from", "to"], lines)
     for remark in remarks(found):
         typer.echo(remark)
+
+
+@app.command()
+def preflight(
+    recipe: RecipeArgument,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="A training stage; default: all whose inputs are there.")
+    ] = None,
+    settings: SetOption = None,
+) -> None:
+    """Say what training will take: time, memory of a worker, checkpoints, the loader; refuse what cannot fit.
+
+    Ten steps are trained on the workers that the stage would have; nothing of them stays.
+
+    Examples:
+
+        hornbook preflight demo
+
+        hornbook preflight demo --stage pretrain --set stages.pretrain.loop.microbatch=32
+    """
+    from hornbook.cluster import cluster
+    from hornbook.one_version import require_one_version
+    from hornbook.preflight import preflight as try_recipe
+    from hornbook.recipe import load_recipe
+    from hornbook.store import open_store
+
+    require_one_version()
+    with cluster():
+        for name, lines in try_recipe(load_recipe(recipe, settings or []), open_store(), stage or []):
+            _table([name, "", ""], [list(line) for line in lines])
 
 
 @app.command()

@@ -18,7 +18,7 @@ from training.archive import Archive
 from training.checkpoint import kept
 from training.metrics import parse_metrics
 
-STEPS = 150
+STEPS = 300
 
 THREE_NODES = """
 import json, sys, threading, time
