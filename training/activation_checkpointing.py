@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-import training.cpu_attention  # noqa: F401 - registers hornbook::attend
+from training import cpu_attention  # noqa: F401 # names the operation below
 from training.settings import ActivationCheckpointing
 
 _aten = torch.ops.aten

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import resource
 import tempfile
@@ -41,21 +40,6 @@ def synthetic_shards(folder: Path, vocabulary: int, tokens: int) -> None:
         ids = random.integers(1, vocabulary, random.integers(1, 2 * DOCUMENT_TOKENS))
         builder.add(number, number.to_bytes(16, "big"), "synthetic", "train", ids)
     write_shard_folder(folder, [builder])
-
-
-def matmul_peak(device: torch.device, size: int = 2048, seconds: float = 1.0) -> float:
-    """Return the most bf16 operations a second that a square matrix product reached on this device, with these threads."""
-    import torch
-
-    one, other = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
-    best, began = math.inf, time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        start = time.perf_counter()
-        torch.mm(one, other)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -104,7 +88,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train on synthetic tokens; return the figures."""
     import torch
 
-    from training.flops import flops_per_token, peak_flops
+    from training.flops import flops_per_token, measured_peak, peak_flops
     from training.loader import Loader
     from training.loop import train
     from training.mixture import Mixture, PhaseSettings
@@ -133,7 +117,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         phases = [PhaseSettings(name="bench", steps=arguments.steps)]
         mixture = Mixture({"synthetic": len(source)}, phases, settings.global_batch, 1e9, seed=0)
         model = LanguageModel(build_model(config, seed=0), source.eos, settings.document_mask)
-        flops = flops_per_token(model, settings.sequence_length)
+        flops = flops_per_token(model, settings.sequence_length) or 0  # presets count all
         rows_seen: list[dict[str, Any]] = []
         began = [time.process_time()]
 
@@ -148,7 +132,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     warm = rows_seen[len(rows_seen) // 3 :]
     processor = (began[-2] - began[len(rows_seen) // 3]) / max(len(warm) - 1, 1)  # the last step also saves
     speed = median(row["tokens_per_second"] for row in warm[:-1] or warm)
-    peak = matmul_peak(world.device) if world.rank == 0 else 0.0
+    peak = measured_peak(world.device, torch.bfloat16) if world.rank == 0 else 0.0
     figures = {
         "preset": arguments.preset,
         "rows": f"{arguments.global_batch} of {arguments.sequence_length}, {arguments.microbatch} at a time",
