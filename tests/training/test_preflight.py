@@ -25,7 +25,7 @@ from training.presets import model_config
 from training.settings import LoopSettings
 
 TOLERANCE = 0.2
-"""Of the memory that training adds to the process: foretold within a fifth of what is measured (here it is within 8%)."""
+"""Of the memory that training adds to the process: foretold within a fifth of what is measured (here it is within 10%)."""
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
