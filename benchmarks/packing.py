@@ -1,6 +1,6 @@
 """The pack stage beside the raw tokenizer: tokens per second of one processor, on the same real documents.
 
-Documents are Python files and READMEs of this environment, as the source `installed-python` finds them, in Parquet parts as
+Documents are Python files and READMEs of this environment, read from its packages, in Parquet parts as
 any corpus has them. Each side is a process of its own on one processor, the clock counts its processor seconds:
 
 - raw: `tokenizers`' encode_batch of the texts in lists of a part, and nothing else: neither files nor shards.
