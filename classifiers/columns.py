@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from classifiers.records import WHOLE, Bad, checked
+from classifiers.records import WHOLE, Bad, Told, checked, chosen, require_columns
 from hornbook.documents import canonical_json
 from hornbook.errors import DataError
 
@@ -36,12 +36,12 @@ def parquet_rows(file: BinaryIO, name: str, settings: FilesSettings) -> tuple[in
         size += sum(
             column.total_uncompressed_size
             for column in columns
-            if settings.text_field in (WHOLE, column.path_in_schema)
+            if settings.text_field == WHOLE or column.path_in_schema.partition(".")[0] in _wanted(settings)
         )
     return metadata.num_rows, size
 
 
-def parquet_texts(file: BinaryIO, first: int, rows: int, settings: FilesSettings) -> Iterator[str | Bad]:
+def parquet_texts(file: BinaryIO, first: int, rows: int, settings: FilesSettings) -> Iterator[str | Bad | Told]:
     """Yield the texts of `rows` rows from row `first` on."""
     found = pq.ParquetFile(file)
     groups: list[int] = []
@@ -51,7 +51,7 @@ def parquet_texts(file: BinaryIO, first: int, rows: int, settings: FilesSettings
             first -= held
         else:
             groups.append(group)
-    columns = None if settings.text_field == WHOLE else [settings.text_field]
+    columns = None if settings.text_field == WHOLE else _wanted(settings)
     batches = found.iter_batches(batch_size=BATCH, row_groups=groups, columns=columns)
     yield from _texts(batches, first, rows, settings)
 
@@ -64,7 +64,7 @@ def arrow_rows(file: BinaryIO, name: str, settings: FilesSettings) -> tuple[int,
         _require_text(reader.schema, name, settings)
         for batch in _batches(reader):
             rows += len(batch)
-            size += (batch if settings.text_field == WHOLE else batch.column(settings.text_field)).nbytes
+            size += (batch if settings.text_field == WHOLE else batch.select(_wanted(settings))).nbytes
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{name} is not readable Arrow data: {error}", "write it again, or name it under `exclude`"
@@ -72,11 +72,11 @@ def arrow_rows(file: BinaryIO, name: str, settings: FilesSettings) -> tuple[int,
     return rows, size
 
 
-def arrow_texts(file: BinaryIO, first: int, rows: int, settings: FilesSettings) -> Iterator[str | Bad]:
+def arrow_texts(file: BinaryIO, first: int, rows: int, settings: FilesSettings) -> Iterator[str | Bad | Told]:
     """Yield the texts of `rows` rows from row `first` on."""
     reader = _arrow(file)
     whole = settings.text_field == WHOLE
-    batches = (batch if whole else batch.select([settings.text_field]) for batch in _batches(reader))
+    batches = (batch if whole else batch.select(_wanted(settings)) for batch in _batches(reader))
     yield from _texts(batches, first, rows, settings)
 
 
@@ -96,12 +96,14 @@ def _batches(reader: Any) -> Iterator[pa.RecordBatch]:
         yield from reader
 
 
-def _texts(batches: Any, first: int, rows: int, settings: FilesSettings) -> Iterator[str | Bad]:
+def _texts(batches: Any, first: int, rows: int, settings: FilesSettings) -> Iterator[str | Bad | Told]:
     for batch in batches:
         found = batch.slice(min(first, len(batch)), max(0, rows))
         first -= min(first, len(batch))
-        for text in _whole_rows(found) if settings.text_field == WHOLE else found.column(0).to_pylist():
-            yield checked(text, settings.text_field, settings.max_bytes)
+        if settings.text_field == WHOLE:
+            yield from (checked(text, WHOLE, settings.max_bytes) for text in _whole_rows(found))
+        else:
+            yield from (chosen(row, settings) for row in found.to_pylist())
         rows -= len(found)
         if rows <= 0:
             return
@@ -113,13 +115,14 @@ def _whole_rows(batch: pa.RecordBatch) -> Iterator[str]:
         yield canonical_json(json.loads(json.dumps(row, default=str)))
 
 
+def _wanted(settings: FilesSettings) -> list[str]:
+    return list(dict.fromkeys([settings.text_field, *settings.meta_fields]))
+
+
 def _require_text(schema: pa.Schema, name: str, settings: FilesSettings) -> None:
     if settings.text_field == WHOLE:
         return
-    if settings.text_field not in schema.names:
-        raise DataError(
-            f"{name} has no column {settings.text_field!r} (it has: {', '.join(schema.names)})", "set text_field"
-        )
+    require_columns(schema.names, name, settings)
     kind = schema.field(settings.text_field).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise DataError(f"{name}: column {settings.text_field!r} holds {kind}, not text", "set text_field")

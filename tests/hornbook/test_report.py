@@ -472,4 +472,6 @@ def test_graded_documents_have_a_section_that_says_who_agrees_with_whom(whole: S
     assert "graded" in page.ids() and "Grades: people anna graded 12 ben graded 3 Two lines count" in page.text
     assert f"people and judge {EVIL} / labels 9 0.62 – 50% 75% -0.38" in page.text.replace("−", "-")
     assert "forum 4 2.50 1.75 0.25 – – – 4.75" in page.text
-    assert page.text.count("Agreement of the two judge prompts") == 1  # of the labels, which have no section of their own
+    assert (
+        page.text.count("Agreement of the two judge prompts") == 1
+    )  # of the labels, which have no section of their own
