@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
-ENOUGH_TREES = 30
+ENOUGH_TREES, ENOUGH_VOTES = 30, 5
 
 
 def train_classifier(
@@ -78,9 +78,9 @@ def _fitted(forest: Any, vectors: np.ndarray, targets: np.ndarray, weights: np.n
 def take_out_of_bag(forest: RandomForestClassifier | RandomForestRegressor) -> np.ndarray | None:
     """Return each training row's score by the trees that did not see it, float32 (rows,), and forget them.
 
-    A forest on storage has no use for them, and they grow with the training data. None with fewer than ENOUGH_TREES: of n
-    trees 0.632 ** n of the rows are seen by all. NaN for such a row; scikit-learn says 0. They are many where one class is rare,
-    since trees draw rows by their weights and so draw all of the rare ones.
+    A forest on storage has no use for them, and they grow with the training data. None with fewer than ENOUGH_TREES. NaN for a row
+    that fewer than ENOUGH_VOTES trees did not see (scikit-learn says 0 where none did): where one class is rare these are many,
+    since trees draw rows by their weights, and so draw nearly all of the rare ones.
     """
     if not forest.oob_score:
         return None
@@ -91,7 +91,7 @@ def take_out_of_bag(forest: RandomForestClassifier | RandomForestRegressor) -> n
         scores = forest.oob_prediction_
         del forest.oob_prediction_
     del forest.oob_score_
-    left_out = np.zeros(len(scores), dtype=bool)
+    votes = np.zeros(len(scores), dtype=np.int64)
     for drawn in forest.estimators_samples_:
-        left_out |= np.bincount(drawn, minlength=len(scores)) == 0
-    return np.where(left_out, scores, np.nan).astype(np.float32)
+        votes += np.bincount(drawn, minlength=len(scores)) == 0
+    return np.where(votes >= ENOUGH_VOTES, scores, np.nan).astype(np.float32)
