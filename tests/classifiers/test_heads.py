@@ -78,6 +78,7 @@ def test_rows_that_nearly_all_trees_saw_have_no_out_of_bag_score() -> None:
         labels = np.arange(100) < good
         vectors = draws.normal(size=(100, 40)).astype(np.float32) + labels[:, None]
         scores = take_out_of_bag(train_classifier(vectors, labels, None, 100, 3, 1, out_of_bag=True))
+        assert scores is not None
         known = np.isfinite(scores)
         assert known[~labels].all() and known[labels].sum() == known_good
         assert not known_good or roc_auc_score(labels[known], scores[known]) > 0.9
