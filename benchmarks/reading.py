@@ -1,9 +1,10 @@
 """Reading large compressed files: the stage `files` beside a plain loop, in megabytes per second and in memory.
 
 A synthetic crawl of real text (READMEs and Python files of this environment, each as a page of HTML) is written as `.jsonl.gz` (one
-stream, as gzip makes it) and as `.warc.gz` (record by record, as archives of the web are), at a fourth of the size and at the whole.
+stream, as gzip makes it), as `.warc.gz` (record by record, as archives of the web are) and as `.parquet` (in row groups of a million
+rows at most, as pandas and pyarrow make them: one group, mostly), at a fourth of the size and at the whole.
 Ours counts the records, cuts them into parts and then reads every part, as one worker would: two passes over the file. The plain
-loop passes over it once: gzip and json for lines, fastwarc for archives, and nothing is counted, cut or checked.
+loop passes over it once: gzip and json for lines, fastwarc for archives, pyarrow for Parquet; nothing is counted, cut or checked.
 
 Every run is a process of its own; the clock counts its processor's seconds, megabytes are those of the decompressed file, memory is
 what the kernel calls the peak of the resident set, over that of the same process after a small file.
@@ -38,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=400, help="of the larger file, decompressed")
     parser.add_argument("--folder", type=Path, help="where the files are written, and deleted; default: temporary")
+    parser.add_argument("--forms", nargs="+", choices=tuple(WRITERS), default=tuple(WRITERS))
     parser.add_argument("--side", choices=tuple(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--files", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -45,9 +47,9 @@ def main() -> None:
         print(json.dumps(measure(SIDES[arguments.side], *arguments.files)))
         return
     with tempfile.TemporaryDirectory(prefix="hornbook-reading-", dir=arguments.folder) as folder:
-        for form, write in WRITERS.items():
+        for form in arguments.forms:
             sizes = (SMALL, arguments.megabytes // GROWTH, arguments.megabytes)
-            files = [write(Path(folder) / f"{size}.{form}", size * MB) for size in sizes]
+            files = [WRITERS[form](Path(folder) / f"{size}.{form}", size * MB) for size in sizes]
             found = {(side, file): run(side, files[0], file) for side in ("ours", form) for file in files[1:]}
             for (side, file), result in found.items():
                 name = "ours" if side == "ours" else "a plain loop"
@@ -156,6 +158,16 @@ def plain_archive(file: str) -> dict[str, float]:
     return {"records": records, "plain": expanded_bytes(file), "reading": time.process_time() - began}
 
 
+def plain_columns(file: str) -> dict[str, float]:
+    """Read texts with pyarrow, as it reads unless told otherwise."""
+    import pyarrow.parquet as pq
+
+    began, records = time.process_time(), 0
+    for batch in pq.ParquetFile(file).iter_batches(columns=["text"]):
+        records += sum(map(bool, batch.column(0).to_pylist()))
+    return {"records": records, "plain": expanded_bytes(file), "reading": time.process_time() - began}
+
+
 def expanded_bytes(file: str) -> int:
     """Return how many bytes a file has that the writers below wrote: they note it beside."""
     return int(Path(f"{file}.size").read_text())
@@ -211,9 +223,31 @@ def write_archive(file: Path, size: int) -> Path:
     return file
 
 
-WRITERS: dict[str, Callable[[Path, int], Path]] = {"jsonl.gz": write_lines, "warc.gz": write_archive}
+def write_columns(file: Path, size: int) -> Path:
+    """Write Parquet, in the fewest row groups."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([("text", pa.string())])
+    written, texts = 0, pages()
+    with pq.ParquetWriter(file, schema) as out:
+        while written < size:
+            rows: list[str] = []
+            waiting = 0
+            while waiting < MB and written + waiting < size:
+                rows.append(next(texts))
+                waiting += len(rows[-1].encode())
+            out.write_batch(pa.record_batch([rows], schema=schema))
+            written += waiting
+    Path(f"{file}.size").write_text(str(written))
+    return file
+
+
+WRITERS: dict[str, Callable[[Path, int], Path]] = {
+    "jsonl.gz": write_lines, "warc.gz": write_archive, "parquet": write_columns,
+}  # fmt: skip
 SIDES: dict[str, Callable[[str], dict[str, float]]] = {
-    "ours": ours, "jsonl.gz": plain_lines, "warc.gz": plain_archive,
+    "ours": ours, "jsonl.gz": plain_lines, "warc.gz": plain_archive, "parquet": plain_columns,
 }  # fmt: skip
 
 if __name__ == "__main__":

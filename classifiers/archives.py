@@ -50,7 +50,7 @@ def zip_records(file: Any, settings: FilesSettings, read_member: MemberReader, f
     """Yield the records of a zip's members, from member number `first` on; a record's `offset` is that number."""
     try:
         archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:  # also what later versions may do
         raise Broken("not-zip", str(error)) from error
     entries = archive.infolist()
     _require_apart(entries)

@@ -116,7 +116,7 @@ class Dedup(Stage):
 
         Raises:
             DataError: there are no documents, ids are doubled, or a brake stops the stage: with examples.
-            RecipeError: `keep: best` without attributes for each input.
+            RecipeError: a corpus is named twice, or `keep: best` lacks attributes for each input.
         """
         store, folder = context.artifact.store, context.artifact.folder
         if not store.exists(f"{folder}/{SUMMARY}"):
@@ -136,6 +136,14 @@ def run_steps(context: StageContext, settings: DedupSettings, stage: str) -> byt
         raise DataError(
             f"{stage}: there are no documents in which to find duplicates", "look at the rejects of its inputs"
         )
+    digests = [artifact.manifest.digest for artifact in documents]
+    for number, digest in enumerate(digests):
+        if digest in digests[:number] and documents[number].manifest.counts.get(
+            "rows"
+        ):  # whose attributes would be whose could not be told, and all would be copies
+            raise RecipeError(
+                f"{stage}: inputs {digests.index(digest) + 1} and {number + 1} are one corpus", "name each once"
+            )
     if settings.keep == "best":
         if len(attributes) != len(documents):
             raise RecipeError(

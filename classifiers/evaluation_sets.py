@@ -156,7 +156,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if path.name.endswith(".parquet"):
         try:
             yield from pq.read_table(path).to_pylist()
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} is not a readable Parquet file: {error}", "write it again") from error
         return
     if not path.name.endswith((".jsonl", ".jsonl.gz")):

@@ -38,6 +38,9 @@ FORMATS = {
 }  # fmt: skip
 BY_ENDING = {ending: name for name, endings in FORMATS.items() for ending in endings}
 DATA_FORMATS = ("parquet", "arrow")
+ROW_FORMATS = ("jsonl", "json", "csv", "tsv")
+CARDS = ("README.md", "dataset_infos.json")
+"""What the hub keeps beside a dataset's rows, at the top of its folder."""
 SAVED_DATASET = ("state.json", "dataset_dict.json")
 
 
@@ -64,15 +67,20 @@ def named_files(path: str) -> list[str]:
         return _remote_files(path)
     expanded = Path(path).expanduser()
     if expanded.is_file():
-        return [str(expanded.resolve())]
+        return [_absolute(expanded)]
     if expanded.is_dir():
         return _folder_files(expanded.resolve())
     root = Path(expanded.anchor or ".")
     pattern = str(expanded.relative_to(root)) if expanded.anchor else str(expanded)
     found: set[str] = set()
     for match in root.glob(pattern):
-        found.update(_folder_files(match.resolve()) if match.is_dir() else [str(match.resolve())])
+        found.update(_folder_files(match.resolve()) if match.is_dir() else [_absolute(match)])
     return sorted(found)
+
+
+def _absolute(path: Path) -> str:
+    """Return a file's absolute path by its own name: what it links to may have another ending, or none (the hub's cache)."""
+    return str(path.parent.resolve() / path.name)
 
 
 def _folder_files(folder: Path) -> list[str]:
@@ -86,7 +94,7 @@ def _folder_files(folder: Path) -> list[str]:
             raise DataError(f"{folder}/state.json is damaged: {error!r}", "save the dataset again") from error
     if (folder / "dataset_dict.json").is_file():
         return [file for split in sorted(folder.iterdir()) if split.is_dir() for file in _folder_files(split)]
-    return _wanted(_plain_files(folder))
+    return _without_card(_wanted(_plain_files(folder)), folder)
 
 
 def passed_over(path: str) -> list[str]:
@@ -104,6 +112,17 @@ def _plain_files(folder: Path) -> list[str]:
         for found in folder.rglob("*")
         if found.is_file() and not any(part.startswith(".") for part in found.relative_to(folder).parts)
     )
+
+
+def _without_card(files: list[str], folder: Path) -> list[str]:
+    """Leave out the card of a folder that is a dataset of the hub's: one of rows, described in a README with a YAML head."""
+    cards = {str(folder / name) for name in CARDS}
+    others = [name for name in files if name not in cards]
+    readme = folder / CARDS[0]
+    if not readme.is_file() or not any(format_named(name) in ROW_FORMATS for name in others):
+        return files
+    with readme.open("rb") as file:
+        return others if file.read(3) == b"---" else files
 
 
 def _wanted(files: list[str]) -> list[str]:
@@ -134,6 +153,7 @@ def _remote_files(url: str) -> list[str]:
     kept = sorted(name for name in inside if pattern is None or pattern.fullmatch(name))
     if pattern is None:
         kept = _wanted([name for name in kept if not any(part.startswith(".") for part in name.split("/"))])
+        kept = [name for name in kept if name not in CARDS] if base.startswith("hf:") else kept
     return [f"{base.rstrip('/')}/{name}{mark}{query}" for name in kept]
 
 

@@ -7,6 +7,7 @@ can not say that something was lost. The pass reads, decompresses and finds wher
 
 from __future__ import annotations
 
+import bisect
 import io
 import itertools
 import os
@@ -19,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from classifiers.columns import arrow_rows, parquet_rows
-from classifiers.file_names import opened
+from classifiers.file_names import opened, shown
 from classifiers.file_records import COLUMNS, WHOLE, format_of, stream_records
 from hornbook.parts import PartRange
 
@@ -100,16 +101,19 @@ def part_segments(plan: pa.Table, part: PartRange) -> list[dict[str, Any]]:
 def file_segments(name: str, settings: FilesSettings) -> list[Segment]:
     """Return a file's records in segments of at most `part_rows` rows and about `part_bytes` bytes."""
     form = format_of(name, settings)
+    segments: list[Segment] = []
     with opened(name) as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
         if form in COLUMNS:
-            count, bytes_of_text = (parquet_rows if form == "parquet" else arrow_rows)(file, name, settings)
-            every = min(settings.part_rows, max(1, settings.part_bytes * count // max(1, bytes_of_text)))
-            return [Segment(min(every, count - row), row, 0, 0, size) for row in range(0, count, every)]
+            found = (parquet_rows if form == "parquet" else arrow_rows)(file, shown(name), settings)
+            every = min(settings.part_rows, max(1, settings.part_bytes * found.rows // max(1, found.size)))
+            for row in range(0, found.rows, every):
+                entry = found.entries[bisect.bisect_right(found.entries, row) - 1]
+                segments.append(Segment(min(every, found.rows - row), row, entry, row - entry, size))
+            return segments
     if form in WHOLE:
         return [Segment(1, 0, 0, 0, size)]
-    segments: list[Segment] = []
     first = entry = skip = rows = weight = 0
     for number, record in enumerate(stream_records(name, settings)):
         if rows and (rows >= settings.part_rows or weight + record.size > settings.part_bytes):

@@ -1,7 +1,7 @@
 """A file's records whatever its format: the one place that knows which reader reads what.
 
-Formats of columns (Parquet, Arrow) know how many rows they hold and are entered at any of them. All others are read from front to
-back, entered where the plan noted a place: at a byte of the decompressed file, which costs no reading in a plain file.
+All are read from front to back, entered where the plan noted a place: at a byte of the decompressed file, which costs no reading in
+a plain file, or at a row of a format of columns (Parquet, Arrow).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from classifiers.archives import tar_records, zip_records
 from classifiers.byte_streams import Stream, codec_of, file_stream
+from classifiers.columns import column_records
 from classifiers.csv_rows import csv_records
 from classifiers.file_names import format_named, opened, path_of, shown
 from classifiers.json_values import json_records
@@ -53,7 +54,9 @@ def stream_records(name: str, settings: FilesSettings, offset: int = 0) -> Itera
     place, skip = offset, 0
     try:
         with opened(name) as file:
-            if form == "warc":
+            if form in COLUMNS:
+                records = column_records(file, form, shown(name), settings, offset)
+            elif form == "warc":
                 records = warc_records(file, codec_of(path), settings, offset)
             elif form == "zip":
                 records = zip_records(file, settings, partial(_member_records, settings=settings), offset)

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from classifiers.byte_streams import codec_of
-from classifiers.columns import arrow_texts, parquet_texts
 from classifiers.file_names import named_files, opened, passed_over, path_of, remote_mark, shown
 from classifiers.file_plan import make_plan, part_segments, planned_parts
 from classifiers.file_records import COLUMNS, format_of, stream_records
@@ -114,10 +113,16 @@ class Files(Stage):
 
     @cached_property
     def files(self) -> list[str]:
-        """The files that the paths name, sorted, each once. Raises RecipeError where a path names none, or none is left."""
+        """The files that the paths name, sorted, each once. Raises RecipeError where a path names none, or one not in UTF-8, or
+        none is left."""
         found = sorted(self._named("paths", self.settings.paths) - self._named("exclude", self.settings.exclude))
         if not found:
             raise RecipeError(f"{self.name}.exclude: no file is left", "name fewer")
+        for name in found:
+            if (said := os.fsencode(name).decode("utf-8", "backslashreplace")) != name:
+                raise RecipeError(
+                    f"{self.name}.paths: the name {said} is not UTF-8", "rename the file, or `exclude` it"
+                )
         return found
 
     def _named(self, setting: str, paths: Sequence[str]) -> set[str]:
@@ -211,24 +216,14 @@ class ReadRows(PartMaker):
         """Yield (text or what is wrong, meta, kind, where it is, for a reject) of a segment's records."""
         name, count = planned["file"], 0
         form = format_of(name, self.settings)
-        if form in COLUMNS:
-            with self._opened(planned) as file:
-                texts = parquet_texts if form == "parquet" else arrow_texts
-                try:
-                    for text in texts(file, planned["first_row"], planned["rows"], self.settings):
-                        yield text, {}, "text", ""
-                        count += 1
-                except (pa.ArrowException, OSError) as error:
-                    message = f"{shown(name)} is damaged: {error}"
-                    raise DataError(message, "write it again, or name it under `exclude`") from error
-        else:
-            self._go_to(planned, form)
-            self.file = ""  # whoever fails on the way leaves no place to go on from
-            for record in itertools.islice(self.records, planned["rows"]):
-                where = f" (record at byte {record.offset})" if not record.skip and "member" not in record.meta else ""
-                yield record.read(), record.meta, record.kind, where
-                count += 1
-            self.file, self.next_row = name, self.next_row + count
+        self._go_to(planned, form)
+        self.file = ""  # whoever fails on the way leaves no place to go on from
+        for record in itertools.islice(self.records, planned["rows"]):
+            placed = form not in ("zip", *COLUMNS) and not record.skip and "member" not in record.meta
+            where = f" (record at byte {record.offset})" if placed else ""
+            yield record.read(), record.meta, record.kind, where
+            count += 1
+        self.file, self.next_row = name, self.next_row + count
         if count != planned["rows"]:
             raise _changed(name)
 
@@ -236,11 +231,12 @@ class ReadRows(PartMaker):
         """Let `records` be at the segment's first one: by reading on where that is cheaper than entering the file again."""
         name, first = planned["file"], planned["first_row"]
         self._opened(planned).close()
-        enterable = form in ("warc", "zip") or codec_of(path_of(name)) is None
+        enterable = form in ("warc", "zip", *COLUMNS) or codec_of(path_of(name)) is None
         ahead = self.file == name and self.next_row <= first
-        if not ahead or (self.next_row < first and enterable and not planned["skip"]):
+        entry = first - planned["skip"]
+        if not ahead or (self.next_row < entry and enterable):
             self.records = stream_records(name, self.settings, planned["offset"])
-            self.file, self.next_row = name, first - planned["skip"]
+            self.file, self.next_row = name, entry
         over = first - self.next_row
         if sum(1 for _ in itertools.islice(self.records, over)) < over:
             raise _changed(name)

@@ -190,9 +190,11 @@ def warnings_of(metrics: Mapping[str, Any], left_out: Mapping[str, int], agreeme
         )
     spearman = agreement.get("spearman")
     judged = metrics["train"] + metrics["held_out"] - left_out.get("graded_by_people", 0)
-    if judged > 0 and (spearman is None or spearman < 0.5):
+    if judged > 0 and not agreement:
+        found.append("each document was graded once, so nothing says how far the grades can be trusted")
+    elif judged > 0 and (spearman is None or spearman < 0.5):
         said = "cannot be told" if spearman is None else f"is {spearman:.2f} (1 is equal order)"
-        found.append(f"the agreement of the judge's two wordings {said}: its grades are weak labels")
+        found.append(f"the agreement of {agreement.get('of', 'the annotators')} {said}: the grades are weak labels")
     return found
 
 

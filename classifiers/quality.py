@@ -284,7 +284,7 @@ def held_out_table(measured: Measured, scorer: Scorer) -> pa.Table:
 
 
 def _agreement(annotations: Sequence[Artifact]) -> dict[str, Any]:
-    """Return how far a judge's two wordings agree: the figures of the first annotator that has some."""
+    """Return whose grades were compared, and how far they agree: the figures of the first annotator that has some."""
     found = (artifact.manifest.metrics.get("agreement") for artifact in annotations)
     return dict(next(filter(None, found), {}))
 

@@ -47,7 +47,8 @@ class Record:
     """One planned unit of a file.
 
     Attributes:
-        offset: byte of the (decompressed) file from which its reader can start, to find this record `skip` records on.
+        offset: byte of the (decompressed) file, or row of a file of columns, from which its reader can start, to find this record
+            `skip` records on.
         skip: records between the one at `offset` and this one; 0 where every record can be the first one read.
         size: bytes that it takes in memory, about.
         read: gives the text, or says what is wrong with the record; called by workers only, at once.
@@ -108,12 +109,14 @@ def chosen(row: Mapping[str, Any], settings: FilesSettings) -> str | Bad | Told:
 
 
 def require_columns(names: Sequence[str], file: str, settings: FilesSettings) -> None:
-    """Refuse a table without a column that is asked for. Raises DataError naming file and setting."""
+    """Refuse a table without a column that is asked for, or with two of that name. Raises DataError naming file and setting."""
     if settings.text_field == WHOLE:
         return
     for setting, columns in (("text_field", (settings.text_field,)), ("meta_fields", settings.meta_fields)):
-        if missing := [column for column in columns if column not in names]:
-            raise DataError(f"{file} has no column {missing[0]!r} (it has: {', '.join(names)})", f"set {setting}")
+        for column in columns:
+            if (found := names.count(column)) != 1:
+                number = "several columns" if found else "no column"
+                raise DataError(f"{file} has {number} {column!r} (it has: {', '.join(names)})", f"set {setting}")
 
 
 def too_long(size: int, max_bytes: int, where: str = "") -> Bad:

@@ -28,11 +28,17 @@ class Rule(Settings):
     column: str = Field(..., min_length=1, description="The column of the attributes that is looked at.")
     input: str = Field("", description="The stage whose attributes have it; default: the only input that does.")
     name: str = Field("", description="What the funnel calls the rule; default: its condition.")
-    min: float | None = Field(None, allow_inf_nan=False, description="Stay from this number on.")
-    max: float | None = Field(None, allow_inf_nan=False, description="Stay up to this number.")
+    min: float | None = Field(
+        None, allow_inf_nan=False, description="Stay from this number on; of a list, with so many entries."
+    )
+    max: float | None = Field(
+        None, allow_inf_nan=False, description="Stay up to this number; of a list, with so many entries."
+    )
     equals: Value | None = Field(None, description="Stay with this value.")
-    one_of: tuple[Value, ...] = Field((), alias="in", description="Stay with one of these values.")
-    not_in: tuple[Value, ...] = Field((), description="Stay with any value but these.")
+    one_of: tuple[Value, ...] = Field(
+        (), alias="in", description="Stay with one of these values; of a list, if any entry is one."
+    )
+    not_in: tuple[Value, ...] = Field((), description="Stay with any value but these; of a list, if no entry is one.")
     is_true: bool = Field(False, description="true: stay where the column is true.")
     is_false: bool = Field(False, description="true: stay where the column is false.")
     sources: tuple[str, ...] = Field((), description="The sources that the rule is for; default: all.")
@@ -88,7 +94,8 @@ class Rule(Settings):
     def check_type(self, kind: pa.DataType, where: str) -> None:
         """Refuse a column that the condition cannot be asked of. Raises RecipeError naming both."""
         number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-        fits = {"min": number, "max": number, "threshold": number}
+        listed = pa.types.is_list(kind)
+        fits = {"min": number or listed, "max": number or listed, "threshold": number, "equals": not listed}
         fits |= dict.fromkeys(("is_true", "is_false"), pa.types.is_boolean(kind))
         if not fits.get(self.condition, True):
             raise RecipeError(
@@ -98,7 +105,7 @@ class Rule(Settings):
             try:
                 if isinstance(value, bool) and number:  # `yes` in YAML; arrow would take it for 1
                     raise TypeError
-                pa.array([value], type=kind)
+                pa.array([value], type=kind.value_type if listed else kind)
             except (pa.ArrowException, TypeError, ValueError):
                 raise RecipeError(
                     f"{where}: the column {self.column!r} holds {kind}, so it is never {value!r}",
@@ -118,6 +125,10 @@ class Rule(Settings):
         valid = has_value(column)
         if not valid.any():  # a part without any value may not even have the column's type
             return valid
+        if pa.types.is_list(column.type):
+            if self.condition in ("in", "not_in"):
+                return valid & (self._any_entry(column) == (self.condition == "in"))
+            column = pc.list_value_length(column)
         match self.condition:
             case "min" | "max" | "threshold":
                 numbers = column.fill_null(0).to_numpy()
@@ -130,6 +141,14 @@ class Rule(Settings):
                 named = pc.is_in(column, value_set=pa.array(self._values(), type=column.type)).to_numpy()
                 found = ~named.astype(bool) if self.condition == "not_in" else named
         return valid & found.astype(bool)
+
+    def _any_entry(self, column: pa.ChunkedArray) -> Mask:
+        """Return which lists hold one of the rule's values."""
+        found = np.zeros(len(column), dtype=bool)
+        lists = column.combine_chunks()
+        named = pc.is_in(pc.list_flatten(lists), value_set=pa.array(self._values(), type=column.type.value_type))
+        found[pc.list_parent_indices(lists).filter(named).to_numpy()] = True
+        return found
 
 
 def has_value(column: pa.ChunkedArray) -> Mask:

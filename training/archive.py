@@ -17,8 +17,11 @@ from pathlib import Path
 from hornbook.errors import StoreError
 from hornbook.machine import cache_folder
 from hornbook.store import Store
+from training.checkpoint_shard import file_digest
 
 BLOCK = 1 << 24
+RECORDED = ("tensorboard", "mlflow", "wandb", "profile")
+"""Folders beside the metrics that are worth keeping."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,9 @@ class Archive:
         for file in files:
             self._put(file, f"checkpoints/{checkpoint}/{file.name}")
 
-    def put_metrics(self, path: Path) -> None:
-        """Copy the metrics file to the store, where the report finds it, too. Raises StoreError."""
-        self._put(path, path.name)
+    def put_metrics(self, path: Path, size: int) -> None:
+        """Copy the first bytes of the metrics file to the store, where the report finds it, too. Raises StoreError."""
+        self._put(path, path.name, size)
 
     def get_metrics(self, path: Path) -> None:
         """Replace the local metrics file by the store's, if there is one: it holds every step of the last checkpoint."""
@@ -69,11 +72,22 @@ class Archive:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(self.store.read(name))
 
+    def put_record(self, folder: Path) -> None:
+        """Copy what was recorded beside the metrics to the store: samples, profile, what recorders keep as files.
+
+        A figure that is lost here is not worth a run: nothing is raised, the next checkpoint tries again.
+        """
+        found = [folder / "samples.jsonl", *(file for name in RECORDED for file in (folder / name).rglob("*"))]
+        with contextlib.suppress(StoreError):
+            for file in found:
+                if file.is_file():
+                    self._put(file, file.relative_to(folder).as_posix())
+
     def get_shards(self, checkpoint: str, files: Mapping[str, tuple[int, str]], folder: Path) -> None:
         """Bring a checkpoint's shards into a local folder; a copy that lies there and is whole stays.
 
         Args:
-            files: size in bytes and blake2b digest by name.
+            files: size in bytes and digest by name.
 
         Raises:
             ValueError: a shard on the store is missing or not what was written.
@@ -107,17 +121,13 @@ class Archive:
                 self.store.delete(f"{self.folder}/checkpoints/{name}/{manifest}")  # first: no manifest of deleted files
                 self.store.delete(f"{self.folder}/checkpoints/{name}")
 
-    def _put(self, file: Path, name: str) -> None:
+    def _put(self, file: Path, name: str, size: int | None = None) -> None:
         target = f"{self.folder}/{name}"
+        left = file.stat().st_size if size is None else size
         try:
             with file.open("rb") as source, self.store.filesystem.open_output_stream(self.store.path(target)) as sink:
-                while block := source.read(BLOCK):
+                while block := source.read(min(left, BLOCK)):
                     sink.write(block)
+                    left -= len(block)
         except OSError as error:
             raise StoreError(f"{self.store.describe(target)} cannot be written: {error}", "run again") from error
-
-
-def file_digest(file: Path) -> str:
-    """Return a file's blake2b digest, of 16 bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -1,9 +1,10 @@
 """Checkpoints that are whole or absent, of any world size, and never pickled.
 
-Every rank writes its shards as safetensors (torch.distributed.checkpoint) into a folder that only this attempt uses; then
-rank 0 writes `checkpoint.json`, atomically, naming each file with its size and digest. No `checkpoint.json`, no checkpoint;
-a file that does not match makes it torn, and the one before is taken. What is saved: weights, optimizer moments, the step,
-and what the data and the model are. Nothing else is state: batches, learning rate and random numbers follow from the step.
+Every rank writes its shard as safetensors (`training.checkpoint_shard`) into a folder that only this attempt uses; then
+rank 0 writes `checkpoint.json`, atomically, naming each file with its size and digest (`training.saver` does both beside
+training). No `checkpoint.json`, no checkpoint; a file that does not match makes it torn, and the one before is taken. What is
+saved: weights, optimizer moments, the step, and what the data and the model are. Nothing else is state: batches, learning rate
+and random numbers follow from the step.
 
 The folder must be one that all ranks see; or there is an `Archive` on an object store, and the folder is only its cache on
 each node.
@@ -13,13 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
 import uuid
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +29,14 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from hornbook.errors import StoreError, TrainingError
-from training.archive import Archive, file_digest
-from training.metrics import METRICS
+from training.archive import Archive
+from training.checkpoint_shard import file_digest
 from training.optimizer import Average, Optimizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "checkpoint.json"
 FOLDER = re.compile(r"step-(\d{8})-[0-9a-f]{8}")
 TORN = (OSError, ValueError, KeyError, TypeError)
@@ -53,75 +55,24 @@ class Checkpoint:
     """Fingerprint of the architecture."""
     world: int
     files: dict[str, tuple[int, str]]
-    """Size in bytes and blake2b digest by file name."""
+    """Size in bytes and digest by file name."""
     extra: dict[str, Any]
     """Counters of the loop (skipped steps, ...)."""
     path: Path
+    score: float | None = None
+    """Validation loss that the best one is chosen by, if it was measured."""
+    mixture: dict[str, Any] = field(default_factory=dict)
+    """What the batches are planned from: `Mixture.plan`."""
+    parent: str = ""
+    """The checkpoint that the run branched off from: `artifacts/NAME/checkpoints/NAME`."""
     format_version: int = FORMAT_VERSION
-
-
-def save(
-    folder: Path,
-    step: int,
-    model: nn.Module,
-    optimizer: Optimizer,
-    average: Average,
-    data: str,
-    architecture: str,
-    extra: dict[str, Any],
-    keep: int,
-    archive: Archive | None = None,
-) -> Path:
-    """Write a checkpoint and delete all but the last `keep`; all ranks call it. Returns its folder.
-
-    Args:
-        archive: where it lasts, with the metrics that lie beside `folder`, if that is only this node's cache (which then
-            keeps the newest checkpoint alone).
-
-    Raises:
-        TrainingError: it could not be written (no space); earlier checkpoints are untouched.
-    """
-    path = folder / f"step-{step:08d}-{_shared_attempt()}"
-    problem: Exception | None = None
-    mine: dict[str, tuple[int, str]] = {}
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with _quiet():
-            dcp.save(
-                _tensors(model, optimizer, average),
-                storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True),
-            )
-        shards = sorted(path.glob(f"shard-{dist.get_rank() + 1:05d}-*"))  # the writer counts ranks from one
-        mine = {file.name: (file.stat().st_size, file_digest(file)) for file in shards}
-        if archive:
-            archive.put_shards(shards, path.name)
-    except Exception as error:  # dcp wraps whatever a rank met; all ranks must learn of it
-        problem = error
-    _raise_together(problem, path)
-    everyones: list[dict[str, tuple[int, str]]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyones, mine)  # behind it every shard is where it lasts
-    if dist.get_rank() == 0:
-        files = {name: entry for each in everyones for name, entry in sorted(each.items())}
-        try:
-            if archive:
-                archive.put_metrics(folder.parent / METRICS)
-            _write_manifest(Checkpoint(step, data, architecture, len(everyones), files, extra, path), archive)
-            _prune(folder, keep, archive)
-        except (OSError, StoreError) as error:
-            problem = error
-    _raise_together(problem, path)
-    if archive:
-        for other in _folders(folder):
-            if other != path:
-                shutil.rmtree(other, ignore_errors=True)
-    return path
 
 
 def newest(folder: Path, archive: Archive | None = None) -> Checkpoint | None:
     """Return the last checkpoint that has a manifest, its files unseen: cheap, for whoever asks how far a run came."""
     for name in _names(folder, archive):
         with contextlib.suppress(*TORN):
-            return _read_manifest(folder / name, archive)
+            return read_manifest(folder / name, archive)
     return None
 
 
@@ -139,8 +90,32 @@ def latest(folder: Path, archive: Archive | None = None) -> Checkpoint | None:
     return None
 
 
-def latest_of_all(folder: Path, archive: Archive | None = None) -> Checkpoint | None:
+def kept(folder: Path, archive: Archive | None = None) -> list[Checkpoint]:
+    """Return all checkpoints that have a manifest, newest first, their files unseen."""
+    found = []
+    for name in _names(folder, archive):
+        with contextlib.suppress(*TORN):
+            found.append(read_manifest(folder / name, archive))
+    return found
+
+
+def whole(found: Checkpoint, archive: Archive | None = None) -> Checkpoint | None:
+    """Return a checkpoint if its files are as it says; None, with a warning, if it is torn. With an archive it then lies here.
+
+    Raises:
+        StoreError: the archive cannot be read.
+    """
+    try:
+        return _whole(found.path, archive)
+    except TORN as error:
+        _warn(found.path, error)
+        return None
+
+
+def latest_of_all(folder: Path, archive: Archive | None = None, only: str = "") -> Checkpoint | None:
     """Return what `latest` does, the same on all ranks, which all call it; one rank of each node checks or fetches it.
+
+    `only`: look at the checkpoint of this name alone.
 
     Raises:
         TrainingError: the archive cannot be read.
@@ -152,6 +127,7 @@ def latest_of_all(folder: Path, archive: Archive | None = None) -> Checkpoint | 
             names = [_names(folder, archive)]
         except (OSError, StoreError) as error:
             problem = error
+    names = [[name for name in names[0] if only in ("", name)]]
     if _anywhere(problem):
         raise TrainingError(f"the checkpoints could not be listed: {problem}", "run again") from problem
     dist.broadcast_object_list(names, src=0)
@@ -160,7 +136,7 @@ def latest_of_all(folder: Path, archive: Archive | None = None) -> Checkpoint | 
         found: Checkpoint | None = None
         torn: Exception | None = None
         try:
-            found = _whole(folder / name, archive) if first_on_node else _read_manifest(folder / name, archive)
+            found = _whole(folder / name, archive) if first_on_node else read_manifest(folder / name, archive)
         except TORN as error:
             torn = error
         except StoreError as error:
@@ -180,12 +156,18 @@ def load(
     """Load weights and optimizer state in place, whatever world size wrote them; all ranks call it.
 
     Raises:
-        TrainingError: the checkpoint belongs to other data or to another architecture.
+        TrainingError: the checkpoint belongs to other data, to another architecture or to another optimizer.
     """
     require_same(checkpoint, data, architecture)
     _fill_state(optimizer)
+    wanted, reader = tensors(model, optimizer, average), HuggingFaceStorageReader(str(checkpoint.path))
+    if lacking := sorted(set(wanted) - set(reader.read_metadata().state_dict_metadata)):
+        raise TrainingError(
+            f"checkpoint {checkpoint.path} holds no {lacking[0]} ({len(lacking)} such): it was trained otherwise",
+            "set loop.optimizer and loop.average as they were",
+        )
     with _quiet():
-        dcp.load(_tensors(model, optimizer, average), storage_reader=HuggingFaceStorageReader(str(checkpoint.path)))
+        dcp.load(wanted, storage_reader=reader)
 
 
 def load_weights(checkpoint: Checkpoint, model: nn.Module, averaged: bool = False) -> None:
@@ -211,7 +193,7 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def _tensors(model: nn.Module, optimizer: Optimizer, average: Average) -> dict[str, torch.Tensor]:
+def tensors(model: nn.Module, optimizer: Optimizer, average: Average) -> dict[str, torch.Tensor]:
     """Return everything to save as one flat dict; the tensors are views of the model's and the optimizer's memory."""
     tensors = {f"model.{name}": tensor for name, tensor in _weights(model).items()}
     tensors |= {f"average.{name}": tensor for name, tensor in average.weights.items()}
@@ -237,7 +219,8 @@ def _fill_state(optimizer: Optimizer) -> None:
         group["lr"] = rate
 
 
-def _write_manifest(checkpoint: Checkpoint, archive: Archive | None) -> None:
+def write_manifest(checkpoint: Checkpoint, archive: Archive | None) -> None:
+    """Make the files of a folder a checkpoint. Raises OSError or StoreError."""
     value = asdict(checkpoint)
     path = value.pop("path")
     text = json.dumps(value, indent=1)
@@ -250,19 +233,24 @@ def _write_manifest(checkpoint: Checkpoint, archive: Archive | None) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path / MANIFEST)
+    for folder in (path, path.parent):  # the names, too, must outlive a power cut
+        handle = os.open(folder, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
 
 
-def _read_manifest(path: Path, archive: Archive | None) -> Checkpoint:
+def read_manifest(path: Path, archive: Archive | None) -> Checkpoint:
+    """Read a checkpoint's manifest, its files unseen; raises one of TORN, or StoreError."""
     value = json.loads(archive.read(f"{path.name}/{MANIFEST}") if archive else (path / MANIFEST).read_text())
-    if value["format_version"] > FORMAT_VERSION:
-        raise ValueError("it was written by a newer hornbook")
+    if value["format_version"] != FORMAT_VERSION:
+        raise ValueError("it was written by another version of hornbook")
     value["files"] = {name: (int(size), str(digest)) for name, (size, digest) in value["files"].items()}
     return Checkpoint(path=path, **value)
 
 
 def _whole(path: Path, archive: Archive | None) -> Checkpoint:
     """Read a checkpoint and compare every file with its digest; raises one of TORN."""
-    found = _read_manifest(path, archive)
+    found = read_manifest(path, archive)
     if archive:
         archive.get_shards(path.name, found.files, path)
         return found
@@ -277,16 +265,27 @@ def _warn(path: Path, error: Exception | None) -> None:
     warnings.warn(f"checkpoint {path} is torn and passed over: {error or 'on another node'}", stacklevel=3)
 
 
-def _prune(folder: Path, keep: int, archive: Archive | None) -> None:
-    """Delete all but the newest `keep` whole checkpoints, and the attempts that never became one."""
-    kept = _names(folder, archive)[: max(keep, 1)]
+def prune(folder: Path, keep: int, milestone_every: int | None, archive: Archive | None) -> None:
+    """Delete whole checkpoints but the newest `keep`, milestones and the best one, and attempts that never became one."""
+    names = _names(folder, archive)
+    stay = {*names[: max(keep, 1)], *(name for name in names if milestone_every and _step(name) % milestone_every == 0)}
+    scored = [found for found in kept(folder, archive) if found.score is not None and math.isfinite(found.score)]
+    if scored:
+        stay.add(min(reversed(scored), key=lambda found: found.score or 0.0).path.name)  # of equals the first one made
     if archive:
-        archive.keep(kept, MANIFEST)
+        archive.keep(sorted(stay), MANIFEST)
         return
     for path in _folders(folder):
-        if path.name not in kept:
+        if path.name not in stay:
             (path / MANIFEST).unlink(missing_ok=True)  # first, so that a kill leaves no manifest of deleted files
             shutil.rmtree(path, ignore_errors=True)
+
+
+def clear_cache(folder: Path, kept: Path) -> None:
+    """Delete all checkpoints in a node's cache but one."""
+    for other in _folders(folder):
+        if other != kept:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _names(folder: Path, archive: Archive | None) -> list[str]:
@@ -298,11 +297,15 @@ def _names(folder: Path, archive: Archive | None) -> list[str]:
     return sorted((name for name in whole if FOLDER.fullmatch(name)), reverse=True)
 
 
+def _step(name: str) -> int:
+    return int(name.split("-")[1])
+
+
 def _folders(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if FOLDER.fullmatch(path.name)] if folder.exists() else []
 
 
-def _shared_attempt() -> str:
+def shared_attempt() -> str:
     """Return a random name that all ranks agree on (rank 0 draws it)."""
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     name = torch.tensor([int(uuid.uuid4().hex[:8], 16)], dtype=torch.int64, device=device)
@@ -316,18 +319,6 @@ def _anywhere(problem: Exception | None) -> bool:
     failed = torch.tensor([problem is not None], dtype=torch.int32, device=device)
     dist.all_reduce(failed, op=dist.ReduceOp.MAX)
     return bool(failed.item())
-
-
-def _raise_together(problem: Exception | None, path: Path) -> None:
-    """Raise on every rank if any rank has a problem, so that none waits in the next collective."""
-    if _anywhere(problem):
-        shutil.rmtree(path, ignore_errors=True)
-        raise TrainingError(
-            f"checkpoint {path} could not be written: {problem!r}"
-            if problem
-            else f"another worker could not write {path}",
-            "free space or make the folder writable, then run again: training goes on from the checkpoint before",
-        ) from problem
 
 
 @contextlib.contextmanager

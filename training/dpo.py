@@ -44,7 +44,6 @@ class Dpo(Tuning):
     settings: DpoSettings
     form = "preference"
     rows = "pairs"
-    documents_per_row = 2
 
     def preference(self) -> Preference:
         """Return how strongly the model is held to its former self, and how answers are compared."""

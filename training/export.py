@@ -1,31 +1,35 @@
 """Makes a model ready to use: a Hugging Face folder with a model card, proved to load in transformers and to serve in vLLM.
 
-Both write from the same prompts. What they wrote goes into the report, with how many of vLLM's greedy tokens agree with
-transformers'. In bf16 two nearly equal logits may change places, and all that follows differs: that is normal. A model that
-was loaded wrongly disagrees from the first token on.
+The exported folder, loaded anew, must predict what the model does, and so must every GGUF file, within its type's tolerance;
+the figures stand in the manifest and in the card. transformers and vLLM then write from the same prompts. What they wrote
+goes into the report, with how many of vLLM's greedy tokens agree with transformers'. In bf16 two nearly equal logits may
+change places, and all that follows differs: that is normal. A model that was loaded wrongly disagrees from the first token on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from hornbook.artifact import Artifact
 from hornbook.engines.interface import EngineSettings, Request, Sampling
 from hornbook.errors import ModelError
 from hornbook.plan import derive_seed
-from hornbook.settings import Settings
+from hornbook.serving import unserved
+from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
+from training.gguf_export import GgufType
+from training.model_card import model_card
 
 if TYPE_CHECKING:
     from hornbook.engines.pool import EngineHandle
 
-MODEL = "model"
+MODEL, GGUF = "model", "gguf"
 GREEDY_TOKENS = 16
 LEAST_FIRST_TOKENS = 0.5
 """Share of prompts whose first greedy token must agree."""
@@ -51,6 +55,11 @@ class ExportSettings(Settings):
         EngineSettings(), description="The engine that serves it; the stage sets `model` and bounds `max_model_len`."
     )
     licence: str = Field("other", description="Licence in the model card.")
+    gguf: tuple[GgufType, ...] = Field(
+        (),
+        description="GGUF files to make, for llama.cpp; what cannot be made is left out, with the reason in the manifest.",
+    )
+    llama_cpp: str = runtime("", description="llama.cpp's folder, for `gguf`; default: its tools are on PATH.")
 
 
 class Export(Stage):
@@ -74,11 +83,19 @@ class Export(Stage):
             ModelError: transformers or vLLM does not load it, or they disagree.
         """
         source, store = context.input("model"), context.artifact.store
+        made_from = source.local_folder(MODEL)
         with context.scratch() as scratch:
             folder = scratch / MODEL
-            _copy(source.local_folder(MODEL), folder)
-            (folder / "README.md").write_text(model_card(source, context.stage, self.settings.licence))
+            _copy(made_from, folder)
+            proof, gguf = self._proved(made_from, folder, scratch / GGUF)
+            for kind, found in gguf.items():
+                if "left_out" in found:
+                    print(f"{context.stage}: no GGUF {kind}: {found['left_out']}", file=sys.stderr)
+            proof = source.manifest.metrics.get("proof") or proof  # the trainer's own, of the same files
+            (folder / "README.md").write_text(model_card(source, context.stage, self.settings.licence, proof, gguf))
             files = context.save_folder(folder, MODEL)
+            if any("file" in found for found in gguf.values()):
+                files += context.save_folder(scratch / GGUF, GGUF)
             # A replica on another node sees the store, not this scratch folder.
             served_from = store.describe(f"{context.artifact.folder}/{MODEL}", options=True)
             seed = derive_seed(context.seed, "samples")
@@ -86,6 +103,9 @@ class Export(Stage):
                 samples, greedy = sample_with_transformers(folder, self.settings, seed)
                 progress.advance(len(samples))
                 context.check_stop()
+                if self.settings.serving.kind == "vllm" and (reason := unserved(_config(folder))):
+                    print(f"{context.stage}: not served: {reason}", file=sys.stderr)
+                    return StageResult({"samples": samples, "proof": proof, "gguf": gguf, "not_served": reason}, files)
                 handle = context.open_engine(_serving(self.settings.serving, folder, served_from))
                 served, served_greedy = asyncio.run(_sample_with_engine(handle, self.settings, seed))
                 progress.advance(len(served))
@@ -97,8 +117,30 @@ class Export(Stage):
                 f"vLLM writes {served_greedy}",
                 "use another engine for this architecture",
             )
-        figures = {"greedy_agreement": round(agreement, 4), "first_token_agreement": round(first, 4)}
+        figures = {
+            "greedy_agreement": round(agreement, 4),
+            "first_token_agreement": round(first, 4),
+            "proof": proof,
+            "gguf": gguf,
+        }
         return StageResult(metrics={"samples": _alternating(samples, served)} | figures, files=files)
+
+    def _proved(self, made_from: Path, folder: Path, gguf: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the proofs of the folder and of the GGUF files, which are made on the way."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from training.gguf_export import write_gguf
+        from training.proof import log_probabilities, prove_folder
+
+        model = AutoModelForCausalLM.from_pretrained(made_from, trust_remote_code=False, dtype=torch.float32)
+        rows = _proof_rows(folder, self.settings, int(model.config.max_position_embeddings))
+        predictions = log_probabilities(model, rows)
+        del model
+        proof = prove_folder(folder, rows, predictions)
+        if not self.settings.gguf:
+            return proof, {}
+        return proof, write_gguf(folder, self.settings.gguf, gguf, self.settings.llama_cpp, rows, predictions)
 
 
 def sample_with_transformers(
@@ -169,48 +211,29 @@ async def _sample_with_engine(
     return samples, [reply.text for reply in greedy]
 
 
-def model_card(source: Artifact, stage: str, licence: str) -> str:
-    """Return a README.md: what the model is, what it was made from, artifact by artifact, and how to load it."""
-    manifest = source.manifest
-    lines = [
-        "---", f"license: {licence}", "library_name: transformers", "pipeline_tag: text-generation", "---", "",
-        f"# {manifest.stage}", "",
-        "A small language model trained with hornbook. Loads with `AutoModelForCausalLM.from_pretrained` and in vLLM, no",
-        "remote code. Small models repeat themselves and make things up; do not rely on what they say.", "",
-        "## Made from", "",
-    ]  # fmt: skip
-    lines += _lineage(source, 0)
-    figures = {name: manifest.metrics[name] for name in ("steps", "tokens", "parameters", "loss", "validation")
-               if name in manifest.metrics}  # fmt: skip
-    lines += [
-        "",
-        "## Figures",
-        "",
-        "```json",
-        json.dumps(figures, indent=1),
-        "```",
-        "",
-        f"Exported by stage `{stage}`.",
-        "",
+def _proof_rows(folder: Path, settings: ExportSettings, context: int) -> list[list[int]]:
+    """Return the ids of the beginnings and the questions, cut to the model's context."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    rows: list[list[int]] = [tokenizer(text)["input_ids"] for text in settings.starts]
+    rows += [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+        for text in settings.questions
     ]
-    return "\n".join(lines)
-
-
-def _lineage(artifact: Artifact, depth: int) -> list[str]:
-    manifest = artifact.manifest
-    rows = int(manifest.counts.get("rows", 0))
-    models = f", with {', '.join(manifest.models)}" if manifest.models else ""
-    held = f", {rows:,} rows" if rows else ""
-    lines = [f"{'  ' * depth}- `{manifest.stage}` ({manifest.kind}{held}{models}), digest {manifest.digest[:16]}"]
-    for references in manifest.inputs.values():
-        for reference in references:
-            lines += _lineage(Artifact(artifact.store, reference.folder), depth + 1)
-    return lines
+    return [row[:context] for row in rows if row]
 
 
 def _serving(settings: EngineSettings, folder: Path, model: str) -> EngineSettings:
-    context = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    context = _config(folder)["max_position_embeddings"]
     return settings.model_copy(update={"model": model, "max_model_len": min(settings.max_model_len, context)})
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Writes a packed corpus as the files that PhoneLM or MobileLLM train on."""
+"""Writes a packed corpus as the files that PhoneLM or MobileLLM train on, or as a plain data set of ids."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hornbook.errors import DataError
 from hornbook.settings import Settings
 from hornbook.stage import Expected, Input, Produces, Stage, StageContext, StageResult
 from training.packed import describe, shard_index
-from training.shards import SPLITS, Shard
-from training.token_files import write_data, write_rows
+from training.shards import SPLITS, Shard, Split, TokenSource
+from training.token_files import write_data, write_dataset, write_rows
 
 FOLDER = "files"
 BLOCK = 1 << 22  # tokens
@@ -23,7 +23,11 @@ BLOCK = 1 << 22  # tokens
 class ExportTokensSettings(Settings):
     """Whose format, and how it is cut."""
 
-    format: Literal["phonelm", "token-ids"] = Field(..., description="phonelm: .data shards. token-ids: JSON lines.")
+    format: Literal["phonelm", "token-ids", "dataset"] = Field(
+        ...,
+        description="phonelm: .data shards. token-ids: JSON lines. dataset: Parquet, a document a row, which "
+        "`datasets.load_dataset` reads.",
+    )
     max_tokens: int = Field(1 << 28, ge=1, lt=1 << 31, description="phonelm: tokens of a file, at most.")
     row_tokens: int = Field(
         2049, ge=2, description="token-ids: ids of a row; what is left over at the end is left out."
@@ -62,6 +66,10 @@ class ExportTokens(Stage):
         figures: dict[str, int] = {}
         with context.scratch() as scratch, context.progress(sum(map(index.tokens, SPLITS)), "tokens") as progress:
             for split in SPLITS:
+                if self.settings.format == "dataset":
+                    figures |= self._write_dataset(scratch, split, TokenSource(local, split, 2, index=index))
+                    progress.advance(index.tokens(split))
+                    continue
                 pieces = _pieces(local, index.splits[split], index.dtype, progress.advance)
                 if self.settings.format == "phonelm":
                     figures |= self._write_data(scratch, split, pieces, index.vocabulary)
@@ -85,6 +93,15 @@ class ExportTokens(Stage):
             folder.mkdir()
             rows = write_rows(folder, _rows(pieces, length), self.settings.nodes)
         return {f"{split}_rows": rows, f"{split}_left_out": tokens - rows * length}
+
+    def _write_dataset(self, folder: Path, split: Split, source: TokenSource) -> dict[str, int]:
+        written = 0
+        shards = len(source.index.splits[split])
+        for number, documents in enumerate(source.documents()):
+            path = folder / f"{split}-{number:05d}-of-{shards:05d}.parquet"
+            bounds = zip(documents.starts.tolist(), documents.lengths.tolist(), strict=True)
+            written += write_dataset(path, (source.ids(start, start + length) for start, length in bounds))
+        return {f"{split}_rows": written, f"{split}_files": shards}
 
 
 def _pieces(folder: Path, shards: Sequence[Shard], dtype: str, advance: Callable[[int], None]) -> Iterator[np.ndarray]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hornbook.errors import ModelError
+from training.chat_templates import end_of_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 def write_hf_folder(model: PreTrainedModel, folder: Path, tokenizer_folder: Path) -> None:
     """Save a plain (not sharded) model and its tokenizer so that `from_pretrained` and vLLM load them as they are.
 
-    The generation config stops at the end-of-text token and, where the tokenizer has a chat template, at the end-of-turn token.
+    The generation config stops at the end-of-text token and, where the tokenizer's chat template marks answers, at what ends one.
 
     Raises:
         ModelError: the tokenizer has no end-of-text token, or more entries than the model has.
@@ -34,10 +35,10 @@ def write_hf_folder(model: PreTrainedModel, folder: Path, tokenizer_folder: Path
             f"the tokenizer in {tokenizer_folder} has {len(tokenizer)} entries, the model {model.config.vocab_size}",
             "use the tokenizer that the model was trained with",
         )
-    end_of_turn = tokenizer.convert_tokens_to_ids("<|end|>")
     stops = [tokenizer.eos_token_id]
-    if tokenizer.chat_template and end_of_turn is not None and end_of_turn != tokenizer.unk_token_id:
-        stops.append(end_of_turn)
+    end = end_of_turn(tokenizer)
+    if end is not None and end not in stops:
+        stops.append(end)
     model.config.bos_token_id = tokenizer.bos_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = tokenizer.pad_token_id

@@ -1,7 +1,7 @@
-"""Takes in a corpus that another system tokenized: PhoneLM's `.data` shards, or MobileLLM's JSON lines of `token_ids`.
+"""Takes in a corpus that another system tokenized: PhoneLM's `.data`, MobileLLM's JSON lines of `token_ids`, or a data set.
 
 The ids must be of the tokenizer that this stage is given; none beyond its vocabulary gets in. Documents are what lies between
-end-of-text tokens (or a row of JSON); their keys are hashes of their ids, so a training token can be traced to its file.
+end-of-text tokens (or a row of JSON or of a data set); their keys are hashes of their ids, so a training token can be traced to its file.
 """
 
 from __future__ import annotations
@@ -26,21 +26,25 @@ from hornbook.stage import Input, Produces, Stage, StageContext, StageResult
 from training.pack import TOKENIZER, held_out
 from training.packed import DESCRIPTION, PackDescription, tokenizer_hash
 from training.shards import ShardBuilder
-from training.token_files import data_ids, document_ends, read_header, row_of_line
+from training.token_files import data_ids, dataset_batches, document_ends, read_header, row_of_line
 from training.tokenizer import load_tokenizer
 
 PLAN = "plan.parquet"
-ENDINGS = {"phonelm": ".data", "token-ids": ".jsonl"}
+ENDINGS = {"phonelm": (".data",), "token-ids": (".jsonl",), "dataset": (".parquet", ".arrow")}
 
 
 class ImportTokensSettings(Settings):
     """Which files, and what they are called in a mixture."""
 
     paths: tuple[str, ...] = Field(
-        ..., min_length=1, description="Files, folders (searched through) or patterns of .data or .jsonl files."
+        ...,
+        min_length=1,
+        description="Files, folders (searched through) or patterns of .data, .jsonl, .parquet or .arrow files.",
     )
-    format: Literal["phonelm", "token-ids"] = Field(
-        ..., description="phonelm: .data shards. token-ids: JSON lines of token_ids (MobileLLM, amber-data-prep)."
+    format: Literal["phonelm", "token-ids", "dataset"] = Field(
+        ...,
+        description="phonelm: .data shards. token-ids: JSON lines of token_ids (MobileLLM, amber-data-prep). dataset: Parquet "
+        "or Arrow with a column input_ids, as `datasets` writes it.",
     )
     source: str = Field("", description="What the corpus is called in a mixture; default: the stage's name.")
     validation_share: float = Field(0.02, ge=0, lt=1, description="Share of the documents held out for validation.")
@@ -63,16 +67,18 @@ class ImportTokens(Stage):
     @cached_property
     def files(self) -> list[Path]:
         """The files that the paths name, each path's sorted. Raises RecipeError where a path names none."""
-        ending, found = ENDINGS[self.settings.format], []
+        endings, found = ENDINGS[self.settings.format], []
         for name in self.settings.paths:
             path = Path(name).expanduser()
             root = Path(path.anchor or ".")
             matches = (
                 [path] if path.exists() else sorted(root.glob(str(path.relative_to(root) if path.anchor else path)))
             )
-            files = [file for match in matches for file in (_below(match, ending) if match.is_dir() else [match])]
+            files = [file for match in matches for file in (_below(match, endings) if match.is_dir() else [match])]
             if not files:
-                raise RecipeError(f"{self.name}.paths: there is no {ending} file at {name}", "check the path")
+                raise RecipeError(
+                    f"{self.name}.paths: there is no {' or '.join(endings)} file at {name}", "check the path"
+                )
             found += files
         return list(dict.fromkeys(file.resolve() for file in found))
 
@@ -122,7 +128,7 @@ class ImportTokens(Stage):
         with context.progress(len(self.files), unit="files counted") as progress:
             for path in self.files:
                 context.check_stop()
-                cut = _data_cuts if self.settings.format == "phonelm" else _line_cuts
+                cut = {"phonelm": _data_cuts, "token-ids": _line_cuts, "dataset": _row_cuts}[self.settings.format]
                 for first, size, units in cut(path, eos, self.settings):
                     yield {"file": str(path), "first": first, "size": size, "unit": unit, "units": units}
                     unit += units
@@ -172,6 +178,9 @@ class ImportPart(PartMaker):
                 yield np.array(ids[start:end], dtype=np.int64)
                 start = end
             return
+        if self.settings.format == "dataset":
+            yield from _rows(path, first, segment["size"])
+            return
         with path.open("rb") as file:
             file.seek(first)
             while file.tell() < first + segment["size"]:
@@ -209,6 +218,29 @@ def _line_cuts(path: Path, eos: int, settings: ImportTokensSettings) -> Iterator
         yield first, at - first, units
 
 
+def _row_cuts(path: Path, eos: int, settings: ImportTokensSettings) -> Iterator[tuple[int, int, int]]:
+    rows = sum(batch.num_rows for batch in dataset_batches(path))
+    for first in range(0, rows, settings.part_documents):
+        count = min(settings.part_documents, rows - first)
+        yield first, count, count
+
+
+def _rows(path: Path, first: int, count: int) -> Iterator[np.ndarray | str]:
+    """Yield the ids of `count` rows from the row `first` on, or what is wrong with one."""
+    at = 0
+    for batch in dataset_batches(path):
+        low, high = max(first - at, 0), min(first + count - at, batch.num_rows)
+        for row in range(low, max(low, high)):
+            ids = batch.column(0)[row].values
+            if ids is None or not len(ids) or ids.null_count:
+                yield f"{path} at row {at + row}: no ids, or a gap among them"
+            else:
+                yield ids.to_numpy(zero_copy_only=False).astype(np.int64)
+        at += batch.num_rows
+        if at >= first + count:
+            return
+
+
 def _unknown(ids: np.ndarray, vocabulary: int) -> str:
     low, high = int(ids.min()), int(ids.max())
     if low >= 0 and high < vocabulary:
@@ -216,11 +248,13 @@ def _unknown(ids: np.ndarray, vocabulary: int) -> str:
     return f"token id {low if low < 0 else high}, the tokenizer has 0 to {vocabulary - 1}"
 
 
-def _below(folder: Path, ending: str) -> list[Path]:
+def _below(folder: Path, endings: Sequence[str]) -> list[Path]:
     """Return a folder's files, those of numbered folders (1, 2, ..., 10: one a node) in their numbers' order."""
 
     def order(path: Path) -> list[tuple[int, int, str]]:
         parts: Sequence[str] = path.relative_to(folder).parts
         return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
 
-    return sorted((path for path in folder.rglob(f"*{ending}") if path.is_file()), key=order)
+    return sorted(
+        (path for path in folder.rglob("*") if path.is_file() and path.name.endswith(tuple(endings))), key=order
+    )

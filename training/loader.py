@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,11 +34,13 @@ class Batch:
     Attributes:
         step: 0 for the first.
         phase: name of the mixture phase.
-        microbatches: (tokens, targets), int64 (rows, T), and for preferences what the former model thought of each row
-            (see `with_references`); the same number on every rank.
+        microbatches: (tokens, targets), int64 (rows, T), and where several conversations share a row their numbers (see
+            `TokenSource.numbers`), for preferences what the former model thought of each row (see `with_references`); the
+            same number on every rank.
         targets: how many targets this share holds; of preferences, how many pairs.
         tokens: how many tokens this share holds, padding left out.
         digest: sum modulo 2^48 of a hash of each row with its slot; the sum over ranks names the global batch.
+        source_tokens: how many targets this share holds of each source, in the mixture's order.
     """
 
     step: int
@@ -47,6 +49,7 @@ class Batch:
     targets: int
     tokens: int
     digest: int
+    source_tokens: list[int]
 
 
 class Loader:
@@ -71,7 +74,8 @@ class Loader:
         """Return a hash of all that decides the batches; a resume under another one is refused."""
         made_of = [self.mixture.fingerprint()]
         for source in self.sources:
-            made_of.append(repr((source.index.fingerprint(source.split), source.sequence_length, source.rows)))
+            cut = () if source.over_long == "split" else (source.over_long,)
+            made_of.append(repr((source.index.fingerprint(source.split), source.sequence_length, source.rows, *cut)))
         return hashlib.sha256("\n".join(made_of).encode()).hexdigest()
 
     def batch(self, step: int, rank: int, world: int) -> Batch:
@@ -82,12 +86,18 @@ class Loader:
         tokens = np.zeros((high - low, each, length + 1), dtype=np.int64)
         trained = np.zeros(tokens.shape, dtype=bool)
         reference = np.zeros((high - low, each), dtype=np.float32)
+        numbered = any(source.numbered for source in self.sources)
+        numbers = np.zeros((high - low, length), dtype=np.int64) if numbered else None
+        source_tokens = [0] * len(self.sources)
         for number, source in enumerate(self.sources):
             rows = np.flatnonzero(draws.source[low:high] == number)
             if len(rows):
                 chosen = draws.sequence[low:high][rows]
                 read = source.read(chosen)
                 tokens[rows], trained[rows] = (array.reshape(-1, each, length + 1) for array in read)
+                source_tokens[number] = int(trained[rows, :, 1:].sum())
+                if numbers is not None:
+                    numbers[rows] = source.numbers(chosen)
                 if self.references:
                     reference[rows] = self.references[self.mixture.sources[number]][chosen]
         digest = 0
@@ -101,6 +111,8 @@ class Loader:
         found: list[tuple[torch.Tensor, ...]] = list(cut)
         if each == PAIR:
             found = with_references(found, reference)
+        if numbers is not None:
+            found = with_numbers(found, numbers)
         return Batch(
             step=step,
             phase=draws.phase,
@@ -108,6 +120,7 @@ class Loader:
             targets=countable(targets, each),
             tokens=int(_used(targets).sum()),
             digest=digest % (1 << DIGEST_BITS),
+            source_tokens=source_tokens,
         )
 
     def batches(self, first: int, last: int, rank: int, world: int) -> Prefetched:
@@ -165,9 +178,31 @@ def with_references(cut: list[tuple[torch.Tensor, ...]], reference: np.ndarray) 
     return found
 
 
+def with_numbers(cut: list[tuple[torch.Tensor, ...]], numbers: np.ndarray) -> list[tuple[torch.Tensor, ...]]:
+    """Append to each microbatch which document of its row each input token belongs to, int64 (rows, T); 0 where rows fill up."""
+    found, at = [], 0
+    for tensors in cut:
+        rows, length = tensors[0].shape
+        own = numbers[at : at + rows, :length]
+        at += len(own)
+        own = own if len(own) else np.zeros((rows, length), dtype=np.int64)
+        found.append((*tensors, torch.from_numpy(np.ascontiguousarray(own))))
+    return found
+
+
 def _used(targets: np.ndarray) -> np.ndarray:
     """Return how many leading tokens of each row its targets need: the position behind the last target."""
-    return np.where(targets != IGNORED, np.arange(1, targets.shape[1] + 1), 0).max(axis=1, initial=0)
+    if not targets.shape[1]:
+        return np.zeros(len(targets), dtype=np.int64)
+    there = targets != IGNORED
+    return np.where(there.any(axis=1), targets.shape[1] - there[:, ::-1].argmax(axis=1), 0)
+
+
+def _pinned(batch: Batch) -> Batch:
+    """Return a batch in memory that a GPU copies from while it computes, if there is a GPU."""
+    if not torch.cuda.is_available():
+        return batch
+    return replace(batch, microbatches=[tuple(tensor.pin_memory() for tensor in cut) for cut in batch.microbatches])
 
 
 class Prefetched:
@@ -198,7 +233,7 @@ class Prefetched:
     def _work(self) -> None:
         for step in self._steps:
             try:
-                batch: Batch | BaseException = self._read(step)
+                batch: Batch | BaseException = _pinned(self._read(step))
             except BaseException as error:  # handed to the consumer, who raises it
                 batch = error
             while not self._closed.is_set():

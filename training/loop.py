@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,16 +19,22 @@ import torch.distributed as dist
 from hornbook.errors import TrainingError
 from training import checkpoint as checkpoints
 from training.archive import Archive
-from training.flops import flops_per_token, peak_flops
+from training.flops import flops_per_token, peak_of_world
 from training.loader import DIGEST_BITS, Batch, Loader
-from training.metrics import METRICS, MetricsFile, json_ready
 from training.model import LanguageModel
 from training.optimizer import Average, Guard, make_optimizer
-from training.parallel import World, parallelize
+from training.pace import Pace
+from training.parallel import World, begin_microbatch, compute_dtype, parallelize
 from training.preference_model import PreferenceModel, reference_log_probabilities
-from training.schedule import learning_rate_share
+from training.profiling import Profile
+from training.record import Record
+from training.samples import Prompts, Samples
+from training.saver import Saver, check_best_by, wants_validation
+from training.schedule import LearningRates
 from training.settings import LoopSettings
 from training.shards import TokenSource
+from training.sigterm import Sigterm
+from training.trunk import Trunk
 from training.validation import Validation
 
 
@@ -54,6 +59,9 @@ def train(
     progress: Callable[[dict[str, Any]], None] = lambda row: None,
     archive: Archive | None = None,
     bytes_per_token: Mapping[str, float] | None = None,
+    trunk: Trunk | None = None,
+    save_now: Callable[[], bool] = lambda: False,
+    prompts: Prompts | None = None,
 ) -> Outcome:
     """Train a model over all steps of the loader's mixture, from the latest checkpoint if there is one.
 
@@ -63,20 +71,23 @@ def train(
         folder: for `checkpoints/` and `metrics.jsonl` (written by rank 0); one that all ranks see, or with an archive
             any folder of this node.
         seed: of dropout.
-        stop: asked once a step on rank 0; true: finish the step, save, return.
-        progress: given each metrics row on every rank.
+        stop: asked once a step on rank 0; true: finish the step, save, return. SIGTERM to any rank does the same.
+        progress: given each metrics row on every rank, with what the model wrote, if it did, as `samples`.
         archive: where checkpoints and metrics last, if not in `folder`.
         bytes_per_token: of the held-out text, by source; those of a known one are validated in bits per byte, too.
+        trunk: where to start from if there is no checkpoint yet: another run's.
+        save_now: asked like `stop`; true: save after this step and wait until it is written, then go on.
+        prompts: what the model goes on from, every `settings.sample_every` steps.
 
     Raises:
         TrainingError: `settings.patience` steps left out in a row, an unwritable checkpoint, or a checkpoint of other
             data or of another model.
     """
     architecture = model_fingerprint(model)
-    flops, peak = flops_per_token(model, settings.sequence_length), peak_flops(world.device)
+    flops = flops_per_token(model, settings.sequence_length)
     on_gpu = world.device.type == "cuda"
     compiled = on_gpu if settings.compile is None else settings.compile
-    parallelize(model, world, settings.precision, compiled, settings.checkpoint_blocks)
+    parallelize(model, world, settings, compiled)
     optimizer = make_optimizer(model, settings)
     average, guard = Average(model, settings.average), Guard(settings.leap)
     data = loader.fingerprint()
@@ -85,74 +96,89 @@ def train(
         sources = dict(zip(loader.mixture.sources, loader.sources, strict=True))
         loader.references = reference_log_probabilities(model, sources, settings.microbatch, world)
         references = reference_log_probabilities(model, validation, settings.microbatch, world)
-    first = 0
-    if found := checkpoints.latest_of_all(folder / "checkpoints", archive):
-        checkpoints.load(found, model, optimizer, average, data, architecture)
+    check_best_by(settings, validation)
+    first, of_data = 0, data
+    found = checkpoints.latest_of_all(folder / "checkpoints", archive)
+    if found is None and trunk is not None:
+        found, of_data = trunk.checkpoint_of_all(folder), trunk.data
+    if found is not None:
+        checkpoints.load(found, model, optimizer, average, of_data, architecture)
         first = found.step
         guard.restore(found.extra)
     dist.barrier()
-    metrics = None
-    if world.rank == 0:
-        if archive:
-            archive.get_metrics(folder / METRICS)
-        metrics = MetricsFile(folder / METRICS, first)
+    record = Record(settings.record, folder, first, archive, world)
+    samples = Samples(prompts, settings, seed) if prompts else None
+    profile = Profile(settings.profile if world.rank == 0 else None, folder, world.device)
     held_out = Validation(validation, settings.validation_rows, settings.microbatch)
-    steps = loader.mixture.steps
+    mixture, steps = loader.mixture, loader.mixture.steps
+    learning_rate = LearningRates(settings.peak_rate, settings.schedule, mixture.legs())
+    saver = Saver(
+        folder / "checkpoints", settings, data, architecture, mixture.plan(), archive, trunk.name if trunk else ""
+    )
+    sigterm = Sigterm()
     batches = loader.batches(first, steps, world.rank, world.size)
     done, stopped = first, False
-    began, waited = time.perf_counter(), 0.0
+    pace = Pace(steps, flops, peak_of_world(world, compute_dtype(settings.precision, world.device)), world.device)
     try:
         for batch in batches:
-            rate = settings.learning_rate * learning_rate_share(settings.schedule, batch.step, steps)
-            stopping, targets, tokens, digest = _agree(batch, stop() if world.rank == 0 else False, world)
-            loss, norm, figures = _gradients(model, batch, targets, settings.clip, world, seed)
+            profile.begin(batch.step + 1)
+            rate = learning_rate(batch.step)
+            wishes = (stop(), save_now()) if world.rank == 0 else (False, False)
+            counts, agreed = _agree(batch, (*wishes, sigterm.received, *saver.state()), world)
+            saver.advance(running=agreed[3], failed=agreed[4])
+            stopping, hurry = bool(agreed[0] or agreed[2]), bool(agreed[1])
+            loss, norm, figures = _gradients(model, batch, counts.targets, settings.clip, world, seed)
             if guard.passes(loss, norm):
                 optimizer.set_rate(rate)
                 optimizer.step()
                 average.update(model)
             optimizer.zero_grad()
             done = batch.step + 1
+            profile.end(done)
             row: dict[str, Any] = {"step": done, "phase": batch.phase, "loss": loss, "lr": rate, "grad_norm": norm}
             row |= figures
-            if done % settings.validate_every == 0 or done == steps:
+            if done % settings.validate_every == 0 or done == steps or wants_validation(settings, done):
                 row["validation"] = held_out(model, world, references)
                 row |= {f"validation_{figure}": values for figure, values in held_out.figures.items()}
-                row |= _in_bits(row["validation"], bytes_per_token or {})
-            now = time.perf_counter()
-            row |= {"tokens": tokens, "seconds": now - began, "tokens_per_second": tokens / (now - began)}
-            if peak:
-                row["mfu"] = row["tokens_per_second"] * flops / (peak * world.size)
-            row |= {"loader_wait_share": (batches.waited - waited) / (now - began)}
-            row |= {"batch_digest": f"{digest:012x}", "skipped": guard.skipped}
-            began, waited = now, batches.waited
-            if metrics is not None:
-                metrics.append(json_ready(row))
+                if not isinstance(model, PreferenceModel):
+                    row |= _readable(row["validation"], bytes_per_token or {})
+            row |= pace.step(done, counts.tokens, batches.waited)
+            row["source_tokens"] = dict(zip(mixture.sources, counts.of_sources, strict=True))
+            row |= {"batch_digest": f"{counts.digest:012x}", "skipped": guard.skipped} | saver.figures()
+            if samples and (done % settings.sample_every == 0 or done == steps):
+                row["samples"] = samples(model, world, done)
+            record.step(row)
             progress(row)
             if guard.in_a_row >= settings.patience:
+                saver.finish()
                 how = "not finite" if not math.isfinite(loss + norm) else f"over {settings.leap} times the usual"
                 raise TrainingError(
                     f"step {done}: the loss or its gradient was {how} {guard.in_a_row} steps in a row",
                     "lower learning_rate, lengthen schedule.warmup_steps, or set precision to fp32; then run again",
                 )
             stopped = stopping and done < steps
-            if done % settings.checkpoint_every == 0 or done == steps or stopped:
-                checkpoints.save(
-                    folder / "checkpoints", done, model, optimizer, average, data, architecture, guard.counters(),
-                    settings.keep_checkpoints, archive,
-                )  # fmt: skip
+            if done % settings.checkpoint_every == 0 or done == steps or stopped or hurry:
+                record.keep()
+                last = done == steps or stopped
+                saver.save(done, model, optimizer, average, guard.counters(), row.get("validation", {}), last, hurry)
             if stopped:
                 break
     finally:
         batches.close()
+        saver.close()
+        sigterm.close()
+        profile.close()
+        record.close()
     return Outcome(done, stopped)
 
 
-def _in_bits(losses: Mapping[str, float], bytes_per_token: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Return `bits_per_byte` of losses in nats per token: a figure that does not depend on the tokenizer."""
+def _readable(losses: Mapping[str, float], bytes_per_token: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return losses in nats per token as `perplexity`, and as `bits_per_byte`, which does not depend on the tokenizer."""
+    found = {"perplexity": {name: math.exp(min(loss, 700.0)) for name, loss in losses.items()}}
     known = {
         name: loss / math.log(2) / bytes_per_token[name] for name, loss in losses.items() if name in bytes_per_token
     }
-    return {"bits_per_byte": known} if known else {}
+    return found | ({"bits_per_byte": known} if known else {})
 
 
 def model_fingerprint(model: LanguageModel) -> str:
@@ -161,12 +187,23 @@ def model_fingerprint(model: LanguageModel) -> str:
     return hashlib.sha256(repr((model.model.config.model_type, shapes, model.document_mask)).encode()).hexdigest()
 
 
-def _agree(batch: Batch, stop: bool, world: World) -> tuple[bool, int, int, int]:
-    """Sum what each rank knows of the global batch: (stop?, targets, tokens, digest)."""
-    sums = torch.tensor([stop, batch.targets, batch.tokens, batch.digest], dtype=torch.int64, device=world.device)
-    dist.all_reduce(sums)
-    stopping, targets, tokens, digest = sums.tolist()
-    return bool(stopping), targets, tokens, digest % (1 << DIGEST_BITS)
+class _Counts(NamedTuple):
+    """What the ranks' shares of a global batch sum up to."""
+
+    targets: int
+    tokens: int
+    digest: int
+    of_sources: list[int]
+
+
+def _agree(batch: Batch, wishes: Sequence[int], world: World) -> tuple[_Counts, list[int]]:
+    """Sum what each rank knows of the global batch, and what it wants, in one reduction: (counts, wishes)."""
+    own = [batch.targets, batch.tokens, batch.digest, *wishes, *batch.source_tokens]
+    sums = torch.tensor(own, dtype=torch.int64)
+    dist.all_reduce(sums)  # on the CPU: a GPU would have to finish the step before
+    targets, tokens, digest, *more = sums.tolist()
+    agreed, of_sources = more[: len(wishes)], more[len(wishes) :]
+    return _Counts(targets, tokens, digest % (1 << DIGEST_BITS), of_sources), agreed
 
 
 def _gradients(
@@ -186,12 +223,12 @@ def _gradients(
     total = torch.zeros(1 + len(names), device=world.device)
     last = len(batch.microbatches) - 1
     for number, tensors in enumerate(batch.microbatches):
-        model.set_requires_gradient_sync(number == last)  # type: ignore[operator] # FSDP2's; one reduction a step
-        sums = model(*(tensor.to(world.device) for tensor in tensors)).view(-1) / max(targets, 1)
+        begin_microbatch(model, number == last)  # one reduction a step
+        sums = model(*(tensor.to(world.device, non_blocking=True) for tensor in tensors)).view(-1) / max(targets, 1)
         (sums[0] * world.size).backward()  # FSDP takes the mean over ranks, the loss is a sum over them
         total += sums.detach()
     dist.all_reduce(total)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    loss, *figures = total.tolist()
-    return loss, norm.item(), dict(zip(names, figures, strict=True))
+    loss, *figures, length = torch.cat([total, norm.to(total).view(1)]).tolist()  # the one wait for a GPU in a step
+    return loss, length, dict(zip(names, figures, strict=True))

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one row per step, each step exactly once, however often the run was killed and resumed."""
+"""`metrics.jsonl`: one row per step, each step exactly once, however often the run was killed and resumed; `samples.jsonl` likewise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-METRICS = "metrics.jsonl"
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
 
 class MetricsFile:

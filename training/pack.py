@@ -25,7 +25,7 @@ from hornbook.preference import preference_of
 from hornbook.scores import ScoreFilter
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
-from training.packed import DESCRIPTION, PackDescription, tokenizer_hash
+from training.packed import DESCRIPTION, PackDescription, template_hash, tokenizer_hash
 from training.shards import SPLITS, ShardBuilder, Split
 from training.tokenizer import load_tokenizer
 
@@ -133,6 +133,7 @@ class PackPart(PartMaker):
             vocabulary=len(self.transformers_tokenizer),
             eos=self.eos,
             tokenizer=tokenizer_hash(folder),
+            template="" if self.settings.form == "text" else template_hash(folder),
         )
         del self.transformers_tokenizer, self.backend  # not to be pickled to the workers
         return found
@@ -177,7 +178,7 @@ class PackPart(PartMaker):
             return [encode(meta) for meta in table.column("meta").to_pylist()]
         self.backend.encode_special_tokens = True  # a document that says <|endoftext|> does not end there
         texts = table.column("text").to_pylist()
-        encodings = self.backend.encode_batch(texts, add_special_tokens=False)
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)  # as encode_batch, without offsets
         return [
             [(np.array(encoding.ids, dtype=np.int64), None)] if encoding.ids else "empty: no token"
             for encoding in encodings
@@ -215,6 +216,8 @@ class PackPart(PartMaker):
         ids, mask = np.array(rendered["input_ids"]), np.array(rendered["assistant_masks"], dtype=bool)
         if len(ids) and ids[0] == self.eos:  # every training row begins with it anyhow
             ids, mask = ids[1:], mask[1:]
+        if len(ids) and ids[-1] == self.eos:  # and ends with it; there it is trained on if what comes before is
+            ids, mask = ids[:-1], mask[:-1]
         return ids, mask
 
 

@@ -28,6 +28,8 @@ class PackDescription(BaseModel):
     eos: int
     tokenizer: str
     """Hash of the tokenizer it was made with."""
+    template: str = ""
+    """Hash of the chat template that conversations were rendered with; empty for plain text."""
 
 
 def describe(artifact: Artifact) -> PackDescription:
@@ -49,6 +51,11 @@ def shard_index(artifact: Artifact) -> ShardIndex:
         digests = {entry.role: entry.digest for entry in part.files}
         add_shards(splits, names, digests, names["data"], part.counts)
     return ShardIndex(token_dtype(description.vocabulary), description.vocabulary, description.eos, splits)
+
+
+def template_hash(folder: Path) -> str:
+    """Return a hash of a tokenizer folder's chat template."""
+    return hashlib.sha256((load_tokenizer(folder).chat_template or "").encode()).hexdigest()
 
 
 def tokenizer_hash(folder: Path) -> str:

@@ -1,7 +1,12 @@
-"""How a model is laid over processes: checkpointing, then compile, then sharding, in that order, per block.
+"""How a model is laid over processes: attention, checkpointing, compile, sharding, in that order, per block.
 
 FSDP2 (`fully_shard`) on every world size, one process included, so that there is one code path: gloo on CPUs, NCCL on
 GPUs, bf16 compute with float32 reduction and float32 master weights.
+
+In every mode weights, gradients and the optimizer's state are sharded between steps. The modes differ in when weights are
+gathered: `full` for each block's forward pass and again for its backward one (ZeRO-3); `zero1` once, at a step's first forward
+pass, to be kept until its last backward one (between ZeRO-1 and 2: as those it communicates a step's weights once, but its
+gradients are sharded, too); `hybrid` as `full`, inside groups of workers that each hold a whole model.
 """
 
 from __future__ import annotations
@@ -13,12 +18,17 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+from hornbook.errors import RecipeError
 from hornbook.machine import processors
+from training.activation_checkpointing import checkpoint_block
+from training.attention import set_attention
+from training.cpu_attention import use_cpu_attention
+from training.malloc import keep_freed_memory
 from training.model import LanguageModel
-from training.settings import Precision
+from training.settings import LoopSettings, Precision
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
@@ -47,6 +57,7 @@ def join_world() -> World:
     if device.type == "cpu":
         local = int(os.environ.get("LOCAL_WORLD_SIZE", str(dist.get_world_size())))
         torch.set_num_threads(max(1, processors() // local))
+        keep_freed_memory()
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
@@ -56,30 +67,61 @@ def leave_world() -> None:
         dist.destroy_process_group()
 
 
-def parallelize(
-    model: LanguageModel, world: World, precision: Precision, compile_blocks: bool, checkpoint_blocks: bool
-) -> LanguageModel:
+def parallelize(model: LanguageModel, world: World, settings: LoopSettings, compile_blocks: bool) -> LanguageModel:
     """Lay a model over the world, in place; parameters become sharded float32 DTensors on the world's device.
 
     Args:
-        precision: what the blocks compute in; `auto` is bf16 on a GPU and what pays on this CPU else.
+        settings: which precision (`auto` is bf16 on a GPU and what pays on this CPU else), attention, activation
+            checkpointing and sharding.
         compile_blocks: torch.compile each block.
-        checkpoint_blocks: keep only the blocks' inputs and compute the rest again in the backward pass.
+
+    Raises:
+        RecipeError: the workers cannot be divided into the groups of `hybrid`, or flex attention cannot be here.
     """
     model.to(world.device)
-    if checkpoint_blocks:
-        model.model.gradient_checkpointing_enable({"use_reentrant": False})
-    if compile_blocks:
-        for block in model.blocks:
+    narrow = resolve_precision(settings.precision, world.device) == "bf16"
+    dtype = torch.bfloat16 if narrow else torch.float32
+    set_attention(settings.attention, model.model, world.device, dtype, model.document_mask)
+    if world.device.type == "cpu" and settings.attention == "auto":
+        use_cpu_attention(model.model)
+    model.compiled_loss = compile_blocks and world.device.type == "cuda"
+    for block in model.blocks:
+        checkpoint_block(block, settings.activation_checkpointing)
+        if compile_blocks:
             block.compile()
     policy = MixedPrecisionPolicy()
-    if resolve_precision(precision, world.device) == "bf16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=True)
-    mesh = init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("data",))
+    if narrow:
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=True)
+    mesh = _mesh(world, settings)
+    on_gpu = world.device.type == "cuda"
+    gather_twice = settings.sharding in ("full", "hybrid") or (settings.sharding == "auto" and on_gpu)
     for block in model.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=world.device.type == "cuda")
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=gather_twice)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    register_fsdp_forward_method(model, "next_logits")
+    model.kept_gathered = [model] if gather_twice else [model, *model.blocks]
     return model
+
+
+def _mesh(world: World, settings: LoopSettings) -> DeviceMesh:
+    """Return the processes as a row, or as rows of one replica each."""
+    kind = world.device.type
+    if settings.sharding != "hybrid":
+        return init_device_mesh(kind, (world.size,), mesh_dim_names=("data",))
+    group = settings.shard_group or int(os.environ.get("LOCAL_WORLD_SIZE", str(world.size)))
+    if world.size % group:
+        raise RecipeError(
+            f"{world.size} workers cannot be divided into groups of {group}",
+            "set loop.shard_group to a number that divides the workers, or loop.sharding to full",
+        )
+    return init_device_mesh(kind, (world.size // group, group), mesh_dim_names=("replica", "data"))
+
+
+def begin_microbatch(model: LanguageModel, last: bool) -> None:
+    """Say whether the microbatch to come is a step's last: gradients are reduced and weights put away behind that one only."""
+    model.set_requires_gradient_sync(last)  # type: ignore[operator] # FSDP2's
+    for module in model.kept_gathered:
+        module.set_reshard_after_backward(last, recurse=False)  # type: ignore[operator]
 
 
 def reshard(model: LanguageModel) -> None:
@@ -96,3 +138,8 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["bf
     if device.type == "cuda":
         return "bf16"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Return what the blocks compute in on a device."""
+    return torch.bfloat16 if resolve_precision(precision, device) == "bf16" else torch.float32

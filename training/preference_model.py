@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from training.loader import PAIR, inputs_and_targets, share
-from training.loss import CHUNK_LOGITS, IGNORED
+from training.loss import IGNORED, chunk_tokens
 from training.model import LanguageModel
 from training.parallel import World, reshard
 from training.shards import TokenSource
@@ -40,7 +40,7 @@ class PreferenceModel(LanguageModel):
     """What `forward` sums up beside the loss: pairs preferred rightly, and their margins."""
 
     def __init__(self, model: PreTrainedModel, eos: int, beta: float, length_normalised: bool = False) -> None:
-        super().__init__(model, eos, document_mask=True)
+        super().__init__(model, eos, document_mask=False)  # an answer is alone in its row
         self.beta = beta
         self.length_normalised = length_normalised
 
@@ -81,7 +81,7 @@ def row_log_probabilities(
         weight: (vocabulary, width); bias: (vocabulary,) or None.
         targets: int64 (rows, T); IGNORED (-100) counts nothing.
     """
-    chunk = max(1, CHUNK_LOGITS.get(hidden.device.type, 1 << 26) // len(weight))
+    chunk = chunk_tokens(hidden.device, len(weight))
     states, wanted = hidden.flatten(0, 1), targets.flatten()
     pieces = [
         checkpoint(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hornbook.errors import ModelError
@@ -33,6 +34,8 @@ class Preset:
     repeats: int = 1
 
 
+CONTEXT_FIELDS = ("max_position_embeddings", "original_max_position_embeddings", "rope_parameters")
+"""What may change between a trained model and one that goes on from its weights; see `training.long_context`."""
 TINYSTORIES = {
     "learning_rate": 5e-4, "betas": (0.9, 0.95), "weight_decay": 0.1, "global_batch": 1_280, "sequence_length": 512,
     "schedule": {"kind": "constant"},
@@ -46,7 +49,7 @@ PHI_1_5 = {
     "sequence_length": 2_048, "schedule": {"kind": "constant"},
 }  # fmt: skip
 MOBILELLM = {
-    "learning_rate": 5e-4, "betas": (0.9, 0.95), "epsilon": 1e-8, "weight_decay": 0.1, "global_batch": 256,
+    "learning_rate": 5e-4, "reference_batch": 256, "betas": (0.9, 0.95), "epsilon": 1e-8, "weight_decay": 0.1, "global_batch": 256,
     "sequence_length": 2_048, "schedule": {"kind": "cosine", "warmup_steps": 1_000, "floor": 0.1},
 }  # fmt: skip
 PHONELM = {
@@ -79,6 +82,7 @@ def _phonelm(layers: int, width: int, heads: int, inner: int) -> Preset:
 
 PRESETS: dict[str, Preset] = {
     "phi-demo-3m": Preset(phi(4, 192, 6, rotary=16, vocabulary=4_096, context=256)),
+    "llama-7m": Preset(llama(8, 256, 4, 4, 688, vocabulary=4_096, tied=True)),
     "tinystories-1m": _tinystories(8, 64),
     "tinystories-3m": _tinystories(8, 128),
     "tinystories-8m": _tinystories(8, 256),
@@ -105,15 +109,38 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def model_config(preset: str, **overrides: Any) -> PreTrainedConfig:
+def find_preset(preset: str | Mapping[str, Any]) -> Preset:
+    """Return a preset by its name, or one made of the fields of a `config.json`.
+
+    Raises:
+        ModelError: there is no preset of that name.
+    """
+    if not isinstance(preset, str):
+        from training.custom_model import custom_config
+
+        return Preset(partial(custom_config, preset))
+    if preset not in PRESETS:
+        raise ModelError(
+            f"there is no model preset {preset!r}{nearest(preset, list(PRESETS))}",
+            "name a preset, the path of a config.json, or give the fields of one",
+        )
+    return PRESETS[preset]
+
+
+def model_config(preset: str | Mapping[str, Any], **overrides: Any) -> PreTrainedConfig:
     """Return the configuration of a preset; `overrides` are fields of its transformers configuration class.
 
     Raises:
-        ModelError: there is no such preset.
+        ModelError: there is no such preset, or a custom one cannot be trained.
+        RecipeError: rotary positions that the model cannot have.
     """
-    if preset not in PRESETS:
-        raise ModelError(f"there is no model preset {preset!r}{nearest(preset, list(PRESETS))}")
-    return PRESETS[preset].config(**overrides)
+    config = find_preset(preset).config
+    if "rope_parameters" not in overrides:
+        return config(**overrides)
+    from training.long_context import with_context
+
+    changes = {name: overrides.pop(name) for name in CONTEXT_FIELDS if name in overrides}
+    return with_context(config(**overrides), changes)
 
 
 def build_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
@@ -125,7 +152,7 @@ def build_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _from_config(config, torch.float32)
+        return empty_model(config)
 
 
 def count_parameters(config: PreTrainedConfig) -> int:
@@ -133,11 +160,14 @@ def count_parameters(config: PreTrainedConfig) -> int:
     import torch
 
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in _from_config(config, torch.float32).parameters())
+        return sum(parameter.numel() for parameter in empty_model(config).parameters())
 
 
-def _from_config(config: PreTrainedConfig, dtype: Any) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return a float32 model of a configuration, on the device and with the random numbers that torch is set to."""
+    import torch
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-    attention = "eager" if config.model_type == "gpt_neo" else "sdpa"
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    attention = "sdpa" if kind._supports_sdpa else "eager"
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Protocol
 
 from pydantic import Field
 
@@ -52,3 +53,42 @@ def learning_rate_share(settings: ScheduleSettings, step: int, steps: int) -> fl
     if settings.kind == "wsd" and settings.decay != "linear":
         share = math.sqrt(left) if settings.decay == "sqrt" else 1.0 - math.sqrt(1.0 - left)
     return settings.floor + (1.0 - settings.floor) * share
+
+
+class Leg(Protocol):
+    """A phase, as far as the learning rate is concerned; see `training.mixture.PhaseSettings`."""
+
+    @property
+    def schedule(self) -> ScheduleSettings | None:
+        """Its own schedule."""
+        ...
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The peak of its own schedule."""
+        ...
+
+
+class LearningRates:
+    """The learning rate of every step of a run in phases.
+
+    Args:
+        peak, schedule: the run's; the schedule spans the phases that have none of their own, one after the other.
+        legs: the phases, each with its optimizer steps.
+    """
+
+    def __init__(self, peak: float, schedule: ScheduleSettings, legs: Sequence[tuple[Leg, int]]) -> None:
+        self._peak, self._schedule, self._legs = peak, schedule, legs
+        self._shared = sum(count for leg, count in legs if leg.schedule is None)
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of a step, 0 for the first. Raises IndexError beyond the last."""
+        first = shared = 0
+        for leg, count in self._legs:
+            if step < first + count:
+                if leg.schedule is None:
+                    return self._peak * learning_rate_share(self._schedule, shared + step - first, self._shared)
+                return (leg.learning_rate or self._peak) * learning_rate_share(leg.schedule, step - first, count)
+            first += count
+            shared += 0 if leg.schedule else count
+        raise IndexError(f"step {step} of {first}")

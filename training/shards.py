@@ -4,16 +4,18 @@ A shard is the bare token ids of whole documents, each ended by the end-of-text 
 Beside it lie a Parquet table of document spans (for lineage) and, for conversations, one byte per token that says whether
 the token is trained on. Rows of T+1 tokens are cut from the concatenation of all shards when they are read: shards are
 made in parallel and none waits for another, another T needs no second packing, and at most one row's tokens per split are
-left over. Every row is full; a document that crosses a row's end is cut there (best-fit packing would crop instead).
+left over. How rows are cut is `Rows`; windows are all full, and cut documents where rows end.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,14 +25,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hornbook.errors import DataError
+from training.best_fit import Documents, OverLong, RowPlan, cached_plan
 
 FORMAT_VERSION = 1
 INDEX = "shards.json"
-SPLITS = ("train", "validation")
 OPEN_FILES = 128
 
 Split = Literal["train", "validation"]
-Rows = Literal["windows", "documents", "pairs"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
+Rows = Literal["windows", "best-fit", "documents", "pairs"]
 
 SPAN_SCHEMA = pa.schema(
     [
@@ -149,7 +152,7 @@ class ShardBuilder:
 
     def files(self) -> dict[str, bytes]:
         """Return the shard files by role: `train`, `validation`, `train-mask`, `validation-mask`; empty ones left out."""
-        files = {split: b"".join(array.tobytes() for array in self._ids[split]) for split in SPLITS}
+        files = {str(split): b"".join(array.tobytes() for array in self._ids[split]) for split in SPLITS}
         if self.masked:
             files |= {f"{split}-mask": b"".join(array.tobytes() for array in self._trained[split]) for split in SPLITS}
         return {role: data for role, data in files.items() if data}
@@ -221,10 +224,12 @@ class TokenSource:
         folder: local folder with the shards.
         split: `train` or `validation`.
         sequence_length: T; a row has T+1 tokens (inputs and targets overlap in all but one).
-        rows: `windows` cuts the concatenation every T tokens; `documents` gives each document its own row, begun by the
+        rows: `windows` cuts the concatenation every T tokens; `best-fit` lays whole documents into rows, side by side
+            (see `training.best_fit`), padded to T+1; `documents` gives each document its own row, begun by the
             end-of-text token (which opens every document in windows, too), cut or padded to T+1; `pairs` does so with
             two documents at a time, which are read and counted together.
         index: the shards; default: the index file in the folder.
+        over_long: what becomes of documents longer than a row in `best-fit` and `documents` (there `split` is `cut`).
 
     Raises:
         DataError: the index or a shard is missing, or a shard's size is not what the index says.
@@ -237,8 +242,10 @@ class TokenSource:
         sequence_length: int,
         rows: Rows = "windows",
         index: ShardIndex | None = None,
+        over_long: OverLong = "split",
     ) -> None:
         self.folder, self.split, self.sequence_length, self.rows = folder, split, sequence_length, rows
+        self.over_long = over_long
         self.index = index or ShardIndex.read(folder)
         self.eos = self.index.eos
         self.vocabulary = self.index.vocabulary
@@ -248,21 +255,24 @@ class TokenSource:
             self._check_size(shard.tokens, shard.count * self._dtype.itemsize)
             if shard.mask:
                 self._check_size(shard.mask, shard.count)
-        self._ends = np.cumsum([shard.count for shard in self._shards], dtype=np.int64)
+        self._ends = list(accumulate(shard.count for shard in self._shards))
         self._open = lru_cache(maxsize=OPEN_FILES)(self._map)
         self._spans = lru_cache(maxsize=OPEN_FILES)(self._read_spans)
-        self._starts = self._document_starts() if rows != "windows" else np.empty(0, dtype=np.int64)
+        if rows in ("documents", "pairs"):
+            self._starts, self._stops = self._document_bounds()
+        elif rows == "best-fit":
+            self._plan = self._row_plan()
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        if self.rows != "windows":
-            return max(0, len(self._starts) - 1) // self.rows_per_draw
-        return max(0, (self.tokens - 1) // self.sequence_length)
+        if self.rows == "windows":
+            return max(0, (self.tokens - 1) // self.sequence_length)
+        return len(self._plan) if self.rows == "best-fit" else len(self._starts) // self.rows_per_draw
 
     @property
     def tokens(self) -> int:
         """All tokens of the split."""
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._ends[-1] if self._ends else 0
 
     @property
     def rows_per_draw(self) -> int:
@@ -270,9 +280,23 @@ class TokenSource:
         return 2 if self.rows == "pairs" else 1
 
     @property
+    def row_tokens(self) -> float:
+        """Tokens that a row holds on average, padding and context left out."""
+        if self.rows == "windows" or not len(self):
+            return float(self.sequence_length)
+        if self.rows == "best-fit":
+            return self._plan.tokens / len(self)
+        return float((self._stops - self._starts).sum()) / len(self)
+
+    @property
     def masked(self) -> bool:
         """Whether some tokens are not trained on."""
         return self.rows != "windows" or any(shard.mask for shard in self._shards)
+
+    @property
+    def numbered(self) -> bool:
+        """Whether it takes more than end-of-text tokens to tell the documents of a row apart; see `numbers`."""
+        return self.rows == "best-fit" and any(shard.mask for shard in self._shards)
 
     def read(self, sequences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (tokens, trained) of the rows `sequences`.
@@ -287,72 +311,138 @@ class TokenSource:
             sequences = (2 * np.asarray(sequences)[:, None] + np.arange(2)).reshape(-1)
         shape = (len(sequences), self.sequence_length + 1)
         tokens, trained = np.full(shape, self.eos, dtype=np.int64), np.zeros(shape, dtype=bool)
-        for row, sequence in enumerate(np.asarray(sequences)):
-            start, stop, at = self._range(int(sequence))
-            self._copy(start, stop, tokens[row, at:], trained[row, at:])
+        for row, sequence in enumerate(np.asarray(sequences).tolist()):
+            for start, stop, at, context in self._pieces(sequence):
+                self._copy(start, stop, tokens[row, at:], trained[row, at:])
+                if context:
+                    trained[row, at] = False
+        if tokens.size and int(tokens.max()) >= self.vocabulary:
+            self._name_damage(np.asarray(sequences).tolist())
         return tokens, trained
+
+    def numbers(self, sequences: np.ndarray) -> np.ndarray:
+        """Return which document of its row each input token belongs to, int64 (rows, T), from 0; what ends one opens the next.
+
+        Conversations may hold end-of-text tokens, at the end of every turn in some templates: only the plan of the rows says
+        where one ends.
+        """
+        found = np.zeros((len(sequences), self.sequence_length), dtype=np.int64)
+        for row, sequence in enumerate(np.asarray(sequences).tolist()):
+            for _, _, at, _ in self._pieces(sequence)[1:]:
+                found[row, at - 1 :] += 1
+        return found
 
     def locate(self, sequence: int, position: int) -> Location:
         """Return the document that the input token at `position` (0 to T-1) of a row belongs to, and where in it.
 
-        Of a pair: in the chosen answer's row; both come from one document.
+        An end-of-text token that opens a row belongs to the document behind it. Of a pair: in the chosen answer's row; both
+        come from one document.
 
         Raises:
             IndexError: no such row, or the position is padding.
         """
         if not 0 <= sequence < len(self):
             raise IndexError(f"row {sequence} of {len(self)}")
-        start, stop, at = self._range(sequence * self.rows_per_draw)
-        token = start + max(position - at, 0)
-        if token >= stop:
-            raise IndexError(f"position {position} of row {sequence} is padding")
-        number = int(np.searchsorted(self._ends, token, side="right"))
-        shard = self._shards[number]
-        within = token - (int(self._ends[number]) - shard.count)
+        pieces = self._pieces(sequence * self.rows_per_draw)
+        for start, stop, at, _ in pieces:
+            token = start + max(position - at, 0)
+            if token < stop and (position >= at or at == 1):
+                return self._location(token)
+        raise IndexError(f"position {position} of row {sequence} is padding")
+
+    def _location(self, token: int) -> Location:
+        shard, within, _ = next(self._in_shards(token, token + 1))
         spans = self._spans(shard.spans)
         row = int(np.searchsorted(spans.column("start").to_numpy(), within, side="right")) - 1
         span = {name: spans.column(name)[row].as_py() for name in ("id", "key", "corpus", "start")}
         return Location(span["corpus"], span["id"], span["key"], within - span["start"])
 
-    def _range(self, sequence: int) -> tuple[int, int, int]:
-        """Return a row's first token, the one after its last, and where in the row they go."""
-        if self.rows != "windows":
-            start, stop = int(self._starts[sequence]), int(self._starts[sequence + 1])
-            return start, min(stop, start + self.sequence_length), 1
-        start = sequence * self.sequence_length
-        return start, start + self.sequence_length + 1, 0
+    def _pieces(self, sequence: int) -> list[tuple[int, int, int, bool]]:
+        """Return of each piece of a row its first token, the one after its last, its place, and if it begins with context."""
+        if self.rows == "windows":
+            start = sequence * self.sequence_length
+            return [(start, start + self.sequence_length + 1, 0, False)]
+        if self.rows == "best-fit":
+            return [
+                (start, start + tokens, at, context) for start, tokens, at, context in self._plan[sequence].tolist()
+            ]
+        return [(int(self._starts[sequence]), int(self._stops[sequence]), 1, False)]
 
     def _copy(self, start: int, stop: int, tokens: np.ndarray, trained: np.ndarray) -> None:
-        number, at = int(np.searchsorted(self._ends, start, side="right")), 0
+        at = 0
+        for shard, low, high in self._in_shards(start, stop):
+            tokens[at : at + high - low] = self._open(shard.tokens, self._dtype.str)[low:high]
+            trained[at : at + high - low] = self._open(shard.mask, "u1")[low:high] if shard.mask else True
+            at += high - low
+
+    def _in_shards(self, start: int, stop: int) -> Iterator[tuple[Shard, int, int]]:
+        """Yield where the tokens from `start` to `stop` (excluded) lie: shard, first token in it, the one after the last."""
+        number = bisect_right(self._ends, start)
         while start < stop:
             shard = self._shards[number]
-            low = start - (int(self._ends[number]) - shard.count)
+            low = start - (self._ends[number] - shard.count)
             high = min(low + stop - start, shard.count)
-            ids = self._open(shard.tokens, self._dtype.str)[low:high]
-            if ids.size and int(ids.max()) >= self.vocabulary:
-                raise DataError(
-                    f"{self.folder / shard.tokens} holds token id {int(ids.max())} at token {low + int(ids.argmax())}, "
-                    f"beyond the vocabulary of {self.vocabulary}",
-                    "the file is damaged or was packed with another tokenizer: delete the artifact and pack again",
-                )
-            tokens[at : at + high - low] = ids
-            trained[at : at + high - low] = self._open(shard.mask, "u1")[low:high] if shard.mask else True
-            at, start, number = at + high - low, start + high - low, number + 1
+            yield shard, low, high
+            start, number = start + high - low, number + 1
+
+    def _name_damage(self, sequences: Sequence[int]) -> None:
+        for piece in (piece for sequence in sequences for piece in self._pieces(sequence)):
+            for shard, low, high in self._in_shards(*piece[:2]):
+                ids = self._open(shard.tokens, self._dtype.str)[low:high]
+                if int(ids.max()) >= self.vocabulary:
+                    raise DataError(
+                        f"{self.folder / shard.tokens} holds token id {int(ids.max())} at token {low + int(ids.argmax())}, "
+                        f"beyond the vocabulary of {self.vocabulary}",
+                        "the file is damaged or was packed with another tokenizer: delete the artifact and pack again",
+                    )
 
     def _map(self, name: str, dtype: str) -> np.ndarray:
-        return np.memmap(self.folder / name, dtype=dtype, mode="r")
+        return np.asarray(np.memmap(self.folder / name, dtype=dtype, mode="r"))  # a plain array is cut up twice as fast
 
     def _read_spans(self, name: str) -> pa.Table:
         spans = pq.read_table(self.folder / name)
         return spans.filter(pc.equal(spans.column("split"), self.split))
 
-    def _document_starts(self) -> np.ndarray:
-        """Return the first token of every document, and the end: 8 bytes a document (tuning sets are small)."""
-        starts = [
-            self._spans(shard.spans).column("start").to_numpy() + int(end) - shard.count
-            for shard, end in zip(self._shards, self._ends, strict=True)
+    def ids(self, start: int, stop: int) -> np.ndarray:
+        """Return the tokens from `start` to `stop` (excluded), counted over all shards, in the shards' dtype."""
+        parts = [
+            self._open(shard.tokens, self._dtype.str)[low:high] for shard, low, high in self._in_shards(start, stop)
         ]
-        return np.concatenate([*starts, np.array([self.tokens])]).astype(np.int64)
+        return np.concatenate(parts)
+
+    def documents(self) -> Iterator[Documents]:
+        """Yield the documents of shard after shard."""
+        for shard, end in zip(self._shards, self._ends, strict=True):
+            spans = self._spans(shard.spans)
+            starts, lengths = (spans.column(name).to_numpy() for name in ("start", "tokens"))
+            ids = self._open(shard.tokens, self._dtype.str)
+            yield Documents(starts + (end - shard.count), lengths, ids[starts + lengths - 1] != self.eos)
+
+    def longer(self) -> pa.Table:
+        """Return the spans of documents longer than a row, of SPAN_SCHEMA."""
+        found = [
+            spans.filter(pc.greater(spans.column("tokens"), self.sequence_length))
+            for spans in (self._spans(shard.spans) for shard in self._shards)
+        ]
+        return pa.concat_tables([SPAN_SCHEMA.empty_table(), *found])
+
+    def _document_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the first token of every document, and the one after its row's last: 16 bytes a document."""
+        parts = [(part.starts, part.lengths) for part in self.documents()]
+        none = np.empty(0, dtype=np.int64)
+        starts, lengths = (
+            np.concatenate([none, *column]) for column in (zip(*parts, strict=True) if parts else ((), ()))
+        )
+        if self.over_long == "drop":
+            fits = lengths <= self.sequence_length
+            starts, lengths = starts[fits], lengths[fits]
+        return starts, starts + np.minimum(lengths, self.sequence_length)
+
+    def _row_plan(self) -> RowPlan:
+        where = [str(self.folder), self.split, [[shard.spans, shard.documents] for shard in self._shards]]
+        name = json.dumps([self.index.fingerprint(self.split), *where])
+        hashed = hashlib.sha256(name.encode()).hexdigest()
+        return cached_plan(hashed, self.documents(), self.sequence_length, self.over_long)
 
     def _check_size(self, name: str, expected: int) -> None:
         path = self.folder / name

@@ -1,7 +1,8 @@
-"""Other systems' files of token ids: PhoneLM's `.data` shards, and JSON lines of `token_ids` as MobileLLM reads them.
+"""Other systems' files of token ids: PhoneLM's `.data` shards, JSON lines of `token_ids` as MobileLLM reads them, and data sets.
 
 PhoneLM: a header of 20 bytes, little-endian (the letters XLLM, version 1, number of tokens, number of special tokens, a code
 for the dtype), then the bare ids. MobileLLM: folders 1, 2, ... (one a node) of JSON lines, each a row of 2,049 ids.
+Data sets: Parquet files, or the Arrow files of `datasets`' save_to_disk, with a column `input_ids`, a document a row.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from hornbook.errors import DataError
 
 MAGIC, VERSION = b"XLLM", 1
 HEADER = struct.Struct("<4siiii")
 DTYPES = ("<i2", "<i4", "<i8")
+COLUMNS = ("input_ids", "token_ids")
 MOST_TOKENS = (1 << 31) - 1  # that the header can count
 
 
@@ -109,4 +113,48 @@ def write_rows(folder: Path, rows: Iterable[np.ndarray], nodes: int, name: str =
     finally:
         for file in files:
             file.close()
+    return count
+
+
+def dataset_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a data set's file, ids alone, a batch at a time.
+
+    Raises:
+        DataError: it cannot be read, or has no column of ids.
+    """
+    try:
+        if path.suffix == ".arrow":
+            with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
+                name = _ids_column(path, stream.schema)
+                for batch in stream:
+                    yield batch.select([name])
+        else:
+            with pq.ParquetFile(path) as file:
+                yield from file.iter_batches(1024, columns=[_ids_column(path, file.schema_arrow)])
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} is no file of a data set: {error}", "check paths and format") from error
+
+
+def _ids_column(path: Path, schema: pa.Schema) -> str:
+    for name in COLUMNS:
+        kind = schema.field(name).type if name in schema.names else pa.null()
+        if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_integer(kind.value_type):
+            return name
+    raise DataError(f"{path} has no column {' or '.join(COLUMNS)} of lists of whole numbers", "check paths and format")
+
+
+def write_dataset(path: Path, documents: Iterable[np.ndarray]) -> int:
+    """Write documents' ids as one Parquet file with the column `input_ids`, int32; returns how many."""
+    schema = pa.schema([pa.field("input_ids", pa.list_(pa.int32()))])
+    count = 0
+    with pq.ParquetWriter(path, schema) as writer:
+        waiting: list[np.ndarray] = []
+        for ids in documents:
+            waiting.append(ids)
+            count += 1
+            if len(waiting) == 1024:
+                writer.write_batch(pa.record_batch([pa.array(waiting, schema.field(0).type)], schema=schema))
+                waiting = []
+        if waiting:
+            writer.write_batch(pa.record_batch([pa.array(waiting, schema.field(0).type)], schema=schema))
     return count

@@ -18,13 +18,14 @@ from hornbook.errors import DataError
 from hornbook.plan import derive_seed
 from hornbook.settings import Settings
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult
+from hornbook.tool_calls import Form
+from training.chat_templates import TEMPLATES, TemplateName, chat_template
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FOLDER = "tokenizer"
-END_OF_TEXT, USER, ASSISTANT, SYSTEM, END = "<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"
-SPECIAL_TOKENS = (END_OF_TEXT, USER, ASSISTANT, SYSTEM, END)
+END_OF_TEXT = "<|endoftext|>"
 PIECE_CHARACTERS = 1 << 20
 CHECKED_DOCUMENTS = 200
 HARD_TEXTS = (
@@ -36,15 +37,6 @@ HARD_TEXTS = (
     "<|endoftext|> and <|user|> written by a person",
     "\x00\x01\x7f\ufffd",
 )
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>\\n' }}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}{{ '\\n' }}"
-    "{% else %}{{ message['content'] + '<|end|>\\n' }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
-)
-"""phi-3's form. `generation` marks what the assistant says, so that tuning knows what to train on."""
 
 
 class TokenizerSettings(Settings):
@@ -53,6 +45,8 @@ class TokenizerSettings(Settings):
     vocabulary: int = Field(4096, ge=512, le=1 << 20, description="Entries, special tokens and 256 bytes included.")
     minimum_frequency: int = Field(2, ge=1, description="A pair seen less often is not merged.")
     sample_megabytes: float = Field(256, gt=0, description="Text that it is trained on, shared equally by the corpora.")
+    template: TemplateName = Field("phi-3", description="How conversations are written; see docs/training/tuning.md.")
+    calls: Form | None = Field(None, description="The template also takes tools and writes calls, in this form.")
     context: int = Field(2048, ge=16, description="Longest input that the tokenizer declares (model_max_length).")
 
 
@@ -75,12 +69,17 @@ class TokenizerStage(Stage):
         sample = Sample(corpora, int(self.settings.sample_megabytes * 1e6), derive_seed(context.seed, "sample"))
         with context.progress(sample.documents, "documents") as progress:
             tokenizer = train_bpe(
-                sample.texts(progress.advance), self.settings.vocabulary, self.settings.minimum_frequency
+                sample.texts(progress.advance),
+                self.settings.vocabulary,
+                self.settings.minimum_frequency,
+                self.settings.template,
             )
         context.check_stop()
         checked = check_round_trips(tokenizer, sample.first_texts(CHECKED_DOCUMENTS))
         with context.scratch() as folder:
-            as_hugging_face(tokenizer, self.settings.context).save_pretrained(folder)
+            settings = self.settings
+            made = as_hugging_face(tokenizer, settings.context, settings.template, settings.calls)
+            made.save_pretrained(folder)
             files = context.save_folder(folder, FOLDER)
         return StageResult(
             metrics={
@@ -145,11 +144,13 @@ class Sample:
                     break
 
 
-def train_bpe(texts: Iterator[str], vocabulary: int, minimum_frequency: int = 2) -> Tokenizer:
-    """Return a byte-level BPE tokenizer (GPT-2's splitting, Radford et al. 2019) with hornbook's special tokens.
+def train_bpe(
+    texts: Iterator[str], vocabulary: int, minimum_frequency: int = 2, template: TemplateName = "phi-3"
+) -> Tokenizer:
+    """Return a byte-level BPE tokenizer (GPT-2's splitting, Radford et al. 2019) with a chat template's special tokens.
 
-    Special tokens have the ids 0 to 4 in the order of SPECIAL_TOKENS. A prompt is opened by <|endoftext|>, as every
-    document is in training.
+    <|endoftext|> has id 0, the template's tokens follow. A prompt is opened by <|endoftext|>, as every document is in
+    training.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -159,7 +160,7 @@ def train_bpe(texts: Iterator[str], vocabulary: int, minimum_frequency: int = 2)
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         min_frequency=minimum_frequency,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=[END_OF_TEXT, *TEMPLATES[template].tokens],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -172,7 +173,9 @@ def train_bpe(texts: Iterator[str], vocabulary: int, minimum_frequency: int = 2)
     return tokenizer
 
 
-def as_hugging_face(tokenizer: Tokenizer, context: int) -> Any:
+def as_hugging_face(
+    tokenizer: Tokenizer, context: int, template: TemplateName = "phi-3", calls: Form | None = None
+) -> Any:
     """Wrap a tokenizer for transformers, with its special tokens and chat template."""
     from transformers import PreTrainedTokenizerFast
 
@@ -181,8 +184,8 @@ def as_hugging_face(tokenizer: Tokenizer, context: int) -> Any:
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
-        additional_special_tokens=[USER, ASSISTANT, SYSTEM, END],
-        chat_template=CHAT_TEMPLATE,
+        additional_special_tokens=list(TEMPLATES[template].tokens),
+        chat_template=chat_template(template, calls),
         model_max_length=context,
         clean_up_tokenization_spaces=False,
     )

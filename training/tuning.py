@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -11,7 +12,8 @@ from pydantic import Field
 from hornbook.plan import derive_seed
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult, TokenLocation
-from training.launch import locate_token, open_corpora, run_job
+from training.best import BestOfSettings, with_candidates
+from training.launch import locate_token, open_corpora, preflight_table, run_job
 from training.low_rank import LoraSettings
 from training.mixture import PhaseSettings
 from training.schedule import ScheduleSettings
@@ -38,7 +40,13 @@ class TuningSettings(Settings):
         None, description="Train adapters of this size only, and fold them in at the end."
     )
     loop: TuningLoopSettings = Field(TuningLoopSettings(), description="How it is trained.")
+    best_of: BestOfSettings | None = Field(
+        None, description="Leave the best weights of every so many steps, by validation loss, instead of the last."
+    )
     workers: int | None = runtime(None, ge=1, description="Training workers; default: one per GPU, or two on CPUs.")
+    min_workers: int | None = runtime(
+        None, ge=1, description="Go on with as few workers as this while a node is gone; default: wait for all of them."
+    )
     max_failures: int = runtime(3, ge=0, description="How often dead workers are started again.")
 
 
@@ -48,7 +56,6 @@ class Tuning(Stage):
     Class attributes:
         form: how the rows were packed.
         rows: how they are cut.
-        documents_per_row: packed documents that one row is made of.
     """
 
     produces = "model"
@@ -56,7 +63,6 @@ class Tuning(Stage):
     settings: TuningSettings
     form: ClassVar[str]
     rows: ClassVar[Rows]
-    documents_per_row: ClassVar[int] = 1
 
     def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
         """Return the steps."""
@@ -69,11 +75,22 @@ class Tuning(Stage):
     def run(self, context: StageContext) -> StageResult:
         """Tune, from the latest checkpoint of an earlier attempt if there is one."""
         tokenizer = context.input("model").local_folder("model")
-        return run_job(context, self._job(context), tokenizer, self.settings.workers, self.settings.max_failures)
+        return run_job(
+            context, self._job(context), tokenizer, self.settings.workers, self.settings.max_failures,
+            self.settings.min_workers,
+        )  # fmt: skip
+
+    def preflight(self, context: StageContext) -> Sequence[Sequence[str]]:
+        """Return what the tuning will take, from its first steps."""
+        return preflight_table(context, self._job(context), self.settings.workers)
 
     def locate_token(self, context: StageContext, step: int, row: int, position: int) -> TokenLocation:
         """Return where a token came from: each row is one conversation, or one pair, in its chosen answer."""
         return locate_token(self._job(context), step, row, position)
+
+    def with_rows(self, job: Job) -> Job:
+        """Return the job with its rows cut as the settings say."""
+        return job
 
     def preference(self) -> Preference | None:
         """Return the settings of preference tuning, if rows are pairs."""
@@ -83,21 +100,23 @@ class Tuning(Stage):
         from training.job import Job
 
         model = context.input("model")
-        corpora = open_corpora(context, model.local_folder("model"), self.form)
-        documents = [shard.documents for corpus in corpora for shard in corpus.index.splits["train"]]
-        rows = sum(count // self.documents_per_row for count in documents)
-        return Job(
-            settings=self.settings.loop,
-            corpora=corpora,
+        job = Job(
+            settings=with_candidates(self.settings.loop, self.settings.best_of),
+            corpora=open_corpora(context, model.local_folder("model"), self.form),
             rows=self.rows,
-            phases=[PhaseSettings(name=self.kind, steps=self._steps(rows))],
+            phases=(),
             max_epochs=math.ceil(self.settings.epochs) + 1,
             seed=derive_seed(context.seed, "training"),
             artifact=context.artifact,
             start=model,
             lora=self.settings.lora,
             preference=self.preference(),
+            tokenizer=(model, "model"),
+            best_of=self.settings.best_of,
         )
+        job = self.with_rows(job)
+        rows = sum(len(source) for source in job.open("train").values())
+        return replace(job, phases=[PhaseSettings(name=self.kind, steps=self._steps(rows))])
 
     def _steps(self, rows: int) -> int:
         return max(1, round(self.settings.epochs * rows / self.settings.loop.global_batch))

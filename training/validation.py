@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from training.loader import countable, inputs_and_targets, microbatches, share, with_references
+from training.loader import countable, inputs_and_targets, microbatches, share, with_numbers, with_references
 from training.model import LanguageModel
 from training.parallel import World, reshard
 from training.shards import TokenSource
@@ -30,12 +30,15 @@ class Validation:
     def __init__(self, sources: Mapping[str, TokenSource], rows: int, microbatch: int) -> None:
         self._microbatch = microbatch
         self._batches = {}
+        self._numbers: dict[str, np.ndarray] = {}
         self.figures: dict[str, dict[str, float]] = {}
         for name, source in sources.items():
             count = min(rows, len(source))
             if count:
                 chosen = np.arange(count) * len(source) // count
                 self._batches[name] = chosen, source.rows_per_draw, *inputs_and_targets(*source.read(chosen))
+                if source.numbered:
+                    self._numbers[name] = source.numbers(chosen)
 
     @torch.no_grad()
     def __call__(
@@ -61,6 +64,8 @@ class Validation:
             tensors: list[tuple[torch.Tensor, ...]] = list(passes)
             if references is not None:
                 tensors = with_references(tensors, references[name][chosen[low:high]])
+            if name in self._numbers:
+                tensors = with_numbers(tensors, self._numbers[name][low:high])
             sums = torch.zeros(2 + len(names), dtype=torch.float64, device=world.device)
             for microbatch in tensors:
                 sums[1:] += model(*(tensor.to(world.device) for tensor in microbatch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -181,6 +182,52 @@ def trace(
 
 
 @app.command()
+def fork(
+    place: Annotated[str, typer.Argument(metavar="RUN[/STAGE]@STEP", help="A training step that has a checkpoint.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the branch: loop.learning_rate=1e-4"),
+    ] = None,
+    name: Annotated[str, typer.Option(help="What the branch is called: STAGE-NAME. Default: at-STEP.")] = "",
+    write: Annotated[
+        Path | None, typer.Option("--write", metavar="FILE", help="Write the recipe into this file, too.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan as a tree and stop.")] = False,
+) -> None:
+    """Train on from a checkpoint with other settings, beside the run that it came from; both are in one report.
+
+    The run's recipe gets a stage more, with `fork: ARTIFACT@STEP` and the phases that follow. Fork the new run again, and its
+    report shows all branches.
+
+    Examples:
+
+        hornbook fork latest@1000 --name web --set 'phases=[{name: decay, steps: 200, weights: {web: 1}}]'
+
+        hornbook fork latest/pretrain@1000 --name slow --set loop.learning_rate=1e-4 --write slow.yaml
+    """
+    import yaml
+
+    from hornbook.fork import fork as fork_run
+    from hornbook.inspection import plan_tree
+    from hornbook.one_version import require_one_version
+    from hornbook.pipeline import plan_recipe, run_recipe
+    from hornbook.store import open_store
+
+    require_one_version()
+    store = open_store()
+    forked = fork_run(store, place, name, settings or [])
+    if write is not None:
+        write.write_text(
+            yaml.safe_dump(dict(forked.recipe.source), sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
+    if dry_run:
+        for line in plan_tree(forked.recipe, plan_recipe(forked.recipe, store, forked.shown)):
+            typer.echo(line)
+        return
+    run_recipe(forked.recipe, store, only=forked.shown, command="fork", say=_say)
+
+
+@app.command()
 def sample(
     model: Annotated[str, typer.Argument(help="A model folder or name, an artifact, or RUN/STAGE.")],
     prompt: Annotated[
@@ -208,6 +255,75 @@ def sample(
     for piece in stream(open_store(), model, prompt, max_tokens, temperature, top_p, seed, plain):
         sys.stdout.write(piece)
         sys.stdout.flush()
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="A model folder or name, an artifact, or RUN/STAGE.")],
+    system: Annotated[str, typer.Option(help="System prompt; it stays when old turns no longer fit.")] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Nucleus sampling mass.")] = 0.95,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+) -> None:
+    """Talk to a model that has a chat template; it answers word by word and knows what was said. /exit ends.
+
+    Examples:
+
+        hornbook chat latest/export
+
+        hornbook chat latest/export --system "Answer in one sentence." --temperature 0.3
+    """
+    from hornbook.sampling import load_model, read_lines
+    from hornbook.store import open_store
+    from hornbook.terminal_chat import HELP, Conversation
+
+    def write(piece: str) -> None:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    def remark(line: str) -> None:
+        typer.secho(f"({line})", err=True, dim=True)
+
+    conversation = Conversation(load_model(open_store(), model), system, max_tokens, temperature, top_p, seed)
+    remark(f"{conversation.loaded.folder}, {conversation.loaded.context} tokens of context; {HELP}")
+    with contextlib.suppress(KeyboardInterrupt):
+        conversation.converse(read_lines("you> "), write, remark)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A model folder or name, an artifact, or RUN/STAGE.")],
+    name: Annotated[str, typer.Option(help="What clients call it; default: the stage's or the folder's name.")] = "",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    length: Annotated[
+        int | None, typer.Option("--context", min=16, help="Longest conversation, in tokens; default: the model's own.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the server's command and stop.")] = False,
+) -> None:
+    """Serve a model through vLLM's OpenAI server: /v1/chat/completions and its like. Further options go to the server.
+
+    Examples:
+
+        hornbook serve latest/export
+
+        hornbook serve latest/export --name my-model --port 8123 --dry-run
+
+        hornbook serve latest/export --api-key SECRET
+    """
+    from hornbook.sampling import model_folder
+    from hornbook.serving import has_gpu, served_name, server
+    from hornbook.store import open_store
+
+    folder = model_folder(open_store(), model)
+    found = server(folder, name or served_name(model, folder), host, port, length, not has_gpu(), context.args)
+    if dry_run:
+        typer.echo(str(found))
+        return
+    typer.secho(f"serving {folder} at http://{host}:{port}/v1 once it has started; Ctrl-C ends it", err=True)
+    found.replace_this_process()
 
 
 @app.command()
@@ -263,6 +379,36 @@ def estimate(
         _table(["stage", "figure", "estimate", "from", "to"], lines)
     for remark in remarks(found):
         typer.echo(remark)
+
+
+@app.command()
+def preflight(
+    recipe: RecipeArgument,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="A training stage; default: all whose inputs are there.")
+    ] = None,
+    settings: SetOption = None,
+) -> None:
+    """Say what training will take: time, memory of a worker, checkpoints, the loader; refuse what cannot fit.
+
+    Ten steps are trained on the workers that the stage would have; nothing of them stays.
+
+    Examples:
+
+        hornbook preflight demo
+
+        hornbook preflight demo --stage pretrain --set stages.pretrain.loop.microbatch=32
+    """
+    from hornbook.cluster import cluster
+    from hornbook.one_version import require_one_version
+    from hornbook.preflight import preflight as try_recipe
+    from hornbook.recipe import load_recipe
+    from hornbook.store import open_store
+
+    require_one_version()
+    with cluster():
+        for name, lines in try_recipe(load_recipe(recipe, settings or []), open_store(), stage or []):
+            _table([name, "", ""], [list(line) for line in lines])
 
 
 @app.command()

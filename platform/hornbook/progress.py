@@ -12,6 +12,8 @@ import time
 from typing import Any, TextIO
 
 LOG_SECONDS = 10.0
+WIDE = 120
+"""Columns of a terminal that has room for a long bar."""
 MOST_TIMES = 6
 """While nothing is finished, lines come ever less often, up to so many times LOG_SECONDS apart: an engine may load for minutes."""
 
@@ -33,6 +35,8 @@ class Progress:
         self.rejected = 0
         self.tokens = 0.0
         self.note = ""
+        self.figures = ""
+        self._left: tuple[float, float] | None = None
         self._began = time.monotonic()
         self._gauges: dict[str, Any] = {}
         self._bar: Any = None
@@ -49,8 +53,19 @@ class Progress:
         self.tokens += tokens
         self.note = note or self.note
         if self._bar is not None:
-            self._bar.update(0, completed=self.done, figures=self._figures())
+            self._bar.update(0, completed=self.done, figures=self._figures().removeprefix(", "))
         self._publish()
+
+    def tell(self, figures: str, left: float) -> None:
+        """Set what is shown in place of the rates since the work began, and the seconds left, as somebody knows them better."""
+        self.figures, self._left = figures, (time.monotonic(), left)
+
+    def say(self, text: str) -> None:
+        """Print lines between the progress."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
     def line(self) -> str:
         """Return the progress as one line of text."""
@@ -84,6 +99,8 @@ class Progress:
     def _figures(self) -> str:
         if self.done == self._done_before:
             return f", none finished yet after {duration(self.seconds)}" + (f", {self.note}" if self.note else "")
+        if self.figures:
+            return f", {self.figures}"
         figures = f", {self._rate():,.1f} {self.unit}/s"
         if self.tokens:
             figures += f", {self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s"
@@ -95,6 +112,9 @@ class Progress:
         rate = self._rate()
         if not self.total or self.done >= self.total or rate <= 0:
             return ""
+        if self._left is not None:
+            told, left = self._left
+            return f", ETA {duration(max(0.0, left - (time.monotonic() - told)))}"
         return f", ETA {duration((self.total - self.done) / rate)}"
 
     def _publish(self) -> None:
@@ -140,16 +160,20 @@ def _rich_bar(stage: str, total: int, done: int) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
+    from rich.table import Column
 
+    console = Console(stderr=True)
     bar = RichProgress(
         TextColumn("{task.description:<12}"),
-        BarColumn(),
+        BarColumn(bar_width=20 if console.width >= WIDE else 10),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        # Where the line is too long, the last figures are cut off and not the count or the ETA.
+        TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        console=console,
+        expand=True,
     )
     bar.add_task(stage, total=total or None, completed=done, figures="")
     bar.start()

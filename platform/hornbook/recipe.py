@@ -104,7 +104,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error}") from None
     for override in overrides:
-        _override(source, override)
+        override_setting(source, override)
     return check_recipe(source, str(path), path.parent)
 
 
@@ -176,7 +176,8 @@ def find_recipe(name: str) -> Path:
     return known[name]
 
 
-def _override(source: dict[str, Any], override: str) -> None:
+def override_setting(source: dict[str, Any], override: str) -> None:
+    """Apply one `key.path=value` to a recipe as it was read. Raises RecipeError."""
     import yaml
 
     key, separator, text = override.partition("=")

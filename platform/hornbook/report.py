@@ -13,13 +13,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hornbook.branch_view import branches
 from hornbook.charts import COLOURS, Band, Series, line_chart, named_colours, number, smoothed, thinned
 from hornbook.comparison_view import comparisons
 from hornbook.dial_view import dials
 from hornbook.diversity_view import diversity
 from hornbook.foretold import foretold
 from hornbook.grade_view import graded
-from hornbook.progress import duration, money
+from hornbook.progress import duration, money, size
 from hornbook.quality_view import agreements, scored, trained
 from hornbook.run_view import (
     RunView,
@@ -31,6 +32,7 @@ from hornbook.run_view import (
     numeric,
     read_curve,
     read_run,
+    read_written,
     reject_examples,
     rule_steps,
 )
@@ -38,6 +40,7 @@ from hornbook.spending import spending, spent
 from hornbook.store import Store
 
 SAMPLES = 10
+WRITTEN_STEPS = 6
 FOLD = 420
 """Characters of a sample that are shown before it is folded."""
 
@@ -88,6 +91,7 @@ def render_report(store: Store, run_id: str) -> str:
         scored=scored(run, colours),
         dials=dials(run),
         comparisons=comparisons(run),
+        branches=branches(run, curves),
         training=[_training(stage, rows, colours) for stage, rows in curves],
         generated=generated_samples(run.stages, SAMPLES),
         modelled=model_samples(run.stages, SAMPLES),
@@ -236,9 +240,18 @@ def _training(stage: StageView, rows: list[dict[str, Any]], colours: Mapping[str
             (source, points[0], points[len(points) // 2], points[-1], names[source])
             for source, points in held_out.items()
         ],
+        "written": _spread(read_written(stage)),
         "phases": [(band.name, band.stop - band.start) for band in bands],
         "figures": _training_figures(rows),
     }
+
+
+def _spread(written: list[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
+    """Return what a model wrote at no more than WRITTEN_STEPS steps, spread over the run, the first and the last among them."""
+    steps = sorted({step for step, _, _ in written})
+    most = len(steps) - 1
+    shown = {steps[round(number * most / (WRITTEN_STEPS - 1))] for number in range(WRITTEN_STEPS)} if steps else set()
+    return [row for row in written if row[0] in shown]
 
 
 def _training_figures(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -247,6 +260,10 @@ def _training_figures(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
         figures.append(("tokens", number(tokens)))
     if rates := sorted(value for _, value in _points(rows, "tokens_per_second")):
         figures.append(("tokens per second, median step", number(rates[len(rates) // 2], 0)))
+    if shares := sorted(value for _, value in _points(rows, "mfu")):
+        figures.append(("of the hardware’s peak (MFU), median step", f"{100 * shares[len(shares) // 2]:.0f}%"))
+    if memory := [value for _, value in _points(rows, "memory_bytes")]:
+        figures.append(("peak memory of the first worker", size(max(memory))))
     if waits := [value for _, value in _points(rows, "loader_wait_share")]:
         figures.append(("share of time waiting for data", f"{100 * sum(waits) / len(waits):.2f}%"))
     if skipped := numeric(rows[-1].get("skipped")):

@@ -22,7 +22,7 @@ from hornbook.events import read_events
 from hornbook.parts import PartCommit
 from hornbook.store import Store
 
-CURVE = "metrics.jsonl"
+CURVE, WRITTEN = "metrics.jsonl", "samples.jsonl"
 EXAMPLE = 1200
 PARTS_READ = 20
 """Parts that are opened at most to find samples and examples: a report costs the same on any corpus."""
@@ -215,6 +215,23 @@ def read_curve(stage: StageView) -> list[dict[str, Any]]:
         if isinstance(row, dict) and (step := numeric(row.get("step"))) is not None:
             rows[step] = row
     return [rows[step] for step in sorted(rows)]
+
+
+def read_written(stage: StageView) -> list[tuple[int, str, str]]:
+    """Return what a model wrote while it was trained, in step order, as (step, prompt, text); none if it left none."""
+    if stage.artifact is None or not stage.artifact.store.exists(f"{stage.artifact.folder}/{WRITTEN}"):
+        return []
+    found = []
+    for line in stage.artifact.store.read(f"{stage.artifact.folder}/{WRITTEN}").splitlines():
+        try:
+            row = mapping(json.loads(line))
+        except ValueError:
+            continue  # torn last line of a killed run
+        for sample in map(mapping, sequence(row.get("samples"))):
+            if (step := numeric(row.get("step"))) is not None:
+                prompt, text = (clean(str(sample.get(key) or "")) for key in ("prompt", "text"))
+                found.append((int(step), prompt, text))
+    return sorted(found, key=lambda row: row[0])
 
 
 def generated_samples(stages: Sequence[StageView], wanted: int) -> list[Sample]:

@@ -153,6 +153,16 @@ class Stage(ABC):
             f"{self.name} ({self.kind}) trains on no tokens", "name a training stage: RUN/STAGE@STEP:ROW:POSITION"
         )
 
+    def preflight(self, context: StageContext) -> Sequence[Sequence[str]] | None:
+        """Return what `run` will take, tried for a moment on its real workers, as lines of a table: what, how much, remark.
+
+        None if the stage has nothing to say. `context.artifact` is a scratch one; its inputs are finished.
+
+        Raises:
+            HornbookError: it cannot fit; the message says what would.
+        """
+        return None
+
     @abstractmethod
     def run(self, context: StageContext) -> StageResult:
         """Make the artifact in `context.artifact`; called again after a crash, it makes only what is missing."""

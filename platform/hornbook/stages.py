@@ -57,6 +57,7 @@ STAGES: dict[str, str] = {
     "dpo": "training.dpo:Dpo",
     "export": "training.export:Export",
     "evaluate-loss": "training.evaluate_loss:EvaluateLoss",
+    "evaluate-calls": "training.evaluate_calls:EvaluateCalls",
     "compare": "training.compare:Compare",
 }
 

@@ -56,6 +56,8 @@ HOW_TO_WRITE: dict[Form, str] = {
     ),
 }
 """What a model is told of each form."""
+TOOLS_FOLLOW = "You answer a request by calling tools. These are the tools:\n"
+WRITE_NOTHING_ELSE = "Write nothing else."
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,7 @@ def render_calls(calls: Sequence[Call], form: Form, catalogue: Catalogue) -> str
 def tool_prompt(tools: Sequence[Tool], form: Form, descriptions: Description = "long") -> str:
     """Return the system message under which a model answers with calls: the tools, a line each, and the form."""
     lines = "\n".join(describe_tool(tool, descriptions) for tool in tools)
-    return f"You answer a request by calling tools. These are the tools:\n{lines}\n\n{HOW_TO_WRITE[form]} Write nothing else."
+    return f"{TOOLS_FOLLOW}{lines}\n\n{HOW_TO_WRITE[form]} {WRITE_NOTHING_ELSE}"
 
 
 def parse_calls(text: str, form: Form) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ The first dimension of a document's vector is how good it is, and the word "less
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,7 @@ class GradedCorpus:
         grades: Sequence[float] | None = None,
         weights: Sequence[float] | None = None,
         kind: str = "annotate",
+        agreement: Mapping[str, Any] | None = None,
     ) -> Artifact:
         artifact = Artifact(self.store, f"artifacts/{name}")
         values = [float(self.grades[row]) for row in rows] if grades is None else list(grades)
@@ -111,7 +112,8 @@ class GradedCorpus:
         ids = table.column("id").to_numpy()
         content = PartContent(table, planned=ids, unit_of=same_ids)
         commit_part(self.store, artifact.folder, PartRange(0, max(len(rows), 1)), content)
-        return finish(artifact, kind, "attributes", {"documents": [self.documents]})
+        metrics = {} if agreement is None else {"agreement": dict(agreement)}
+        return finish(artifact, kind, "attributes", {"documents": [self.documents]}, metrics=metrics)
 
     def inputs(self, **others: list[Artifact]) -> dict[str, list[Artifact]]:
         if not self.store.exists("artifacts/vectors/manifest.json"):

@@ -157,6 +157,12 @@ def test_a_set_that_would_find_nothing_is_an_error(stage_context, tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(HornbookError, match=said):
             stage({"name": "bad", "path": str(tmp_path / name)})
+    latin = pa.BinaryArray.from_buffers(
+        pa.binary(), 1, [None, pa.py_buffer(b"\0\0\0\0\4\0\0\0"), pa.py_buffer(b"caf\xe9")]
+    )
+    pq.write_table(pa.table({"id": ["1"], "text": latin.view(pa.string())}), tmp_path / "latin.parquet")
+    with pytest.raises(DataError, match=r"latin\.parquet is not a readable Parquet file: .*utf-8"):
+        stage({"name": "bad", "path": str(tmp_path / "latin.parquet")})
     with pytest.raises(RecipeError, match=r"there is no file nowhere\.jsonl"):
         stage({"name": "bad", "path": "nowhere.jsonl"})
     with pytest.raises(RecipeError, match="there is nothing to look for"):

@@ -447,6 +447,15 @@ def test_doubled_ids_are_named(tmp_path) -> None:
         finished(stage(), store, documents=[artifact])
 
 
+def test_a_corpus_that_is_named_twice_is_refused(tmp_path) -> None:
+    store = Store(str(tmp_path))
+    web = corpus(store, "web", ["one", "other"])
+    with pytest.raises(RecipeError, match="inputs 1 and 3 are one corpus"):
+        finished(stage(), store, documents=[web, corpus(store, "books", ["third"]), web])
+    nothing = corpus(store, "nothing", [])
+    assert len(rows_of(finished(stage(), store, documents=[nothing, web, nothing]))) == 2
+
+
 def test_empty_corpora_and_empty_parts(tmp_path) -> None:
     store = Store(str(tmp_path))
     with pytest.raises(DataError, match="there are no documents in which to find duplicates"):

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -67,6 +72,114 @@ def test_a_missing_column_and_a_column_of_numbers_are_named(tmp_path):
         made = stage(tmp_path / "numbers.parquet", text_field=field)
         with pytest.raises(DataError, match=message):
             make_plan(made.files, made.settings)
+    twice = pa.table([["a"], ["b"]], names=["text", "text"])
+    as_column_file(tmp_path / "twice.parquet", twice)
+    made = stage(tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match="several columns 'text'"):
+        make_plan(made.files, made.settings)
+
+
+def as_column_file(path: Path, table: pa.Table) -> None:
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+        return
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+@pytest.mark.parametrize("field", ["text", "*"])
+def test_text_that_is_no_utf8_costs_its_row_alone(tmp_path, stage_context, name, field):
+    data = b"one" + b"caf\xe9" + b"two"
+    texts = pa.StringArray.from_buffers(3, pa.py_buffer(struct.pack("4i", 0, 3, 7, 10)), pa.py_buffer(data))
+    as_column_file(tmp_path / name, pa.table({"text": texts}))
+    found, rejects = read_all(stage_context, stage(tmp_path / name, text_field=field))
+    assert sorted(found) == [0, 2] and "one" in found[0] and "two" in found[2]
+    assert rejects[1]["reason"] == "encoding" and "byte 3" in rejects[1]["detail"]
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view()])
+def test_text_of_any_width_is_text(tmp_path, stage_context, kind):
+    for name in ("a.parquet", "a.arrow"):
+        as_column_file(tmp_path / name, pa.table({"text": pa.array(["one", "a word more than twelve bytes"], kind)}))
+        assert list(read_all(stage_context, stage(tmp_path / name))[0].values()) == [
+            "one",
+            "a word more than twelve bytes",
+        ]
+
+
+def test_offsets_that_lead_out_of_an_arrow_file_are_named_and_not_followed(tmp_path):
+    path = tmp_path / "a.arrow"
+    as_column_file(path, pa.table({"text": ["one", "two", "three"]}))
+    offsets = struct.pack("4i", 0, 3, 6, 11)
+    path.write_bytes(path.read_bytes().replace(offsets, struct.pack("4i", 0, 1 << 30, (1 << 30) + 9, 11)))
+    code = "import sys\nfrom classifiers.file_plan import make_plan\nfrom classifiers.files import FilesSettings\n"
+    code += "make_plan(sys.argv[1:], FilesSettings(paths=sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert done.returncode == 1 and "a.arrow is not readable Arrow data" in done.stderr
+
+
+ONE_ROW_GROUP = """
+import sys
+from pathlib import Path
+from classifiers.file_plan import make_plan, planned_parts
+from classifiers.files import PLAN, FilesSettings, ReadRows
+from hornbook.artifact import Artifact
+from hornbook.parts import parquet_bytes
+from hornbook.store import Store
+
+def read(name):
+    settings = FilesSettings(paths=(name,), part_rows=int(sys.argv[1]))
+    artifact = Artifact(Store(name + "-store"), "artifacts/a")
+    plan = make_plan([name], settings)
+    artifact.store.write(f"{artifact.folder}/{PLAN}", parquet_bytes(plan))
+    maker = ReadRows(settings, artifact)
+    maker.setup()
+    return sum(maker.make(part).table.num_rows for part in planned_parts(plan))
+
+def peak():  # in KiB; not ru_maxrss, which begins with the parent's
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+
+def bytes_read():
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+read(sys.argv[2])
+before = peak(), bytes_read()
+rows = read(sys.argv[3])
+print(rows, (peak() - before[0]) // 1024, bytes_read() - before[1])
+"""
+
+
+@pytest.mark.parametrize(("count", "size"), [(8000, 6000), (96, 480_000)])
+def test_a_row_group_as_large_as_its_file_is_read_once_in_bounded_memory(tmp_path, count, size):
+    """pandas and pyarrow write a million rows to a group: it is not held whole, nor begun anew for every part."""
+    generator = random.Random(4)
+    for name, rows in (("small", count // 16), ("large", count)):
+        texts = pa.table({"text": [generator.randbytes(size).hex() for _ in range(rows)]})
+        pq.write_table(texts, tmp_path / f"{name}.parquet", row_group_size=rows, compression="none", write_batch_size=4)
+    files = [str(tmp_path / f"{name}.parquet") for name in ("small", "large")]
+    command = [sys.executable, "-c", ONE_ROW_GROUP, str(count // 16), *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows, megabytes, read = map(int, done.stdout.split())
+    assert rows == count and megabytes < 40 and 90_000_000 < read < 190_000_000, done.stdout
+
+
+def test_links_are_read_as_they_are_called(tmp_path, stage_context):
+    """The hub's cache links `data/train.parquet` to a file without an ending."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"text": ["one", "two"]}), tmp_path / "blobs" / "1f3a")
+    (tmp_path / "data" / "train.parquet").symlink_to("../blobs/1f3a")
+    for path in ("train.parquet", "*.parquet", "../data/train.parquet", ""):
+        made = stage(tmp_path / "data" / path)
+        assert made.files == [str(tmp_path / "data" / "train.parquet")]
+        assert list(read_all(stage_context, made)[0].values()) == ["one", "two"]
+
+
+def test_a_name_that_is_no_text_is_said(tmp_path):
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")).write_text("text\n")
+    with pytest.raises(RecipeError, match=r"caf\\xe9\.txt.* not UTF-8"):
+        stage(tmp_path).check()
 
 
 def test_fields_that_are_asked_for_come_along(tmp_path, stage_context):

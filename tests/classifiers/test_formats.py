@@ -214,6 +214,22 @@ def test_a_saved_dataset_and_a_folder_of_parquet(tmp_path: Path, stage_context: 
     assert read_texts(stage_context, tmp_path / "hub") == texts[:12]
 
 
+def test_the_card_of_a_dataset_is_no_document(tmp_path: Path, stage_context: Any) -> None:
+    """A folder as the hub has it: rows in JSON lines or CSV, and a card that describes them."""
+    folder = tmp_path / "dataset"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "train.jsonl").write_bytes(as_jsonl(["one", "two"]))
+    (folder / "dataset_infos.json").write_text('{"default": {}}')
+    (folder / "README.md").write_text("---\nlicense: mit\nconfigs: []\n---\n# A dataset")
+    assert read_texts(stage_context, folder) == ["one", "two"]
+    (folder / "dataset_infos.json").unlink()
+    (folder / "README.md").write_text("# A text beside others")
+    assert read_texts(stage_context, folder)[0] == "# A text beside others"
+    (folder / "data" / "train.jsonl").unlink()
+    (folder / "README.md").write_text("---\ntitle: home\n---\n# A page")
+    assert len(read_texts(stage_context, folder)) == 1
+
+
 def test_a_bucket_is_read_by_url_pattern_and_folder(s3_url: str, stage_context: Any) -> None:
     from pyarrow.fs import FileSystem
 
@@ -236,6 +252,10 @@ def test_a_bucket_is_read_by_url_pattern_and_folder(s3_url: str, stage_context: 
         stage(at("raw/x*.jsonl")).check()
     with pytest.raises(DataError, match=r"raw/none.jsonl cannot be opened"):
         read_texts(stage_context, at("raw/none.jsonl"))
+    with system.open_output_stream(f"{folder}/raw/torn.parquet", compression=None) as sink:
+        sink.write(b"no columns")
+    with pytest.raises(DataError, match=r"^s3://corpora/reading/raw/torn\.parquet is not a readable Parquet file"):
+        read_texts(stage_context, at("raw/torn.parquet"))  # the credentials in the URL are nobody's business
 
 
 def test_encodings_are_as_said_or_detected(tmp_path: Path, stage_context: Any) -> None:

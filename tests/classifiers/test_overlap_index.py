@@ -52,6 +52,8 @@ def test_characters_count_as_words_where_no_spaces_are_written():
     index = OverlapIndex([item])
     assert index.find(f"他说：{item[5:18]}。")[0][0] == 0
     assert index.find(f"他说：{item[5:17]}。") == []
+    for rare in ("𠀋𡈽𡌛𡑮𡢽𠮟𡚴𡸴𣇄𣗄𣜿𣝣𣳾", "ｺﾄﾊﾞｦｶｽﾞｴﾙﾄｷﾆﾂｶｳ"):  # beyond the basic plane, and of half a width
+        assert OverlapIndex([rare]).find(f"甲{rare}乙")
 
 
 def test_the_share_is_that_of_words_in_shared_runs_and_orders_the_hits():

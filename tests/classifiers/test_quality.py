@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -209,6 +210,26 @@ def test_what_cannot_be_used_is_counted_and_said(store: Store) -> None:
     assert left_out["no_embedding"] == 1  # `embed` rejected what was not finite
     assert metrics["train"] + metrics["held_out"] == len(rows) - 7
     assert "left out: 4 without a grade from 0 to 5 or a weight, 2 of empty documents, 1 of" in metrics["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    ("agreement", "said"),
+    [
+        ({"of": "two judges", "spearman": 0.31}, "the agreement of two judges is 0.31"),
+        (
+            {"of": "two wordings of one judge", "spearman": None},
+            "the agreement of two wordings of one judge cannot be told",
+        ),
+        ({}, "each document was graded once, so nothing says how far"),
+        ({"of": "two judges", "spearman": 0.8}, ""),
+    ],
+)
+def test_whose_agreement_is_weak_is_said(store: Store, agreement: dict[str, Any], said: str) -> None:
+    corpus = graded(store)
+    judged = corpus.annotate("judged", range(0, ROWS, 2), agreement=agreement)
+    metrics = train(store, {**corpus.inputs(), "annotations": [judged]}, rivals=False).manifest.metrics
+    found = [warning for warning in metrics["warnings"] if "agreement" in warning or "graded once" in warning]
+    assert len(found) == bool(said) and all(said in warning for warning in found)
 
 
 def test_too_few_or_other_or_doubled_documents_are_refused(store: Store) -> None:

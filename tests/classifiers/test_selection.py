@@ -68,8 +68,10 @@ def test_every_condition_is_what_it_says(stage_context):
         "score": [0.1, 0.5, 0.9, 0.7, 0.3, 0.7, 0.2],
         "language": ["en", "en", "de", "fr", "en", "", "de"],
         "clean": [True, True, False, True, True, False, True],
+        "broken": [["short"], [], ["short", "loud"], None, ["loud"], [], ["loud", "odd"]],
     }
-    attributes = beside(store, documents, columns, types={"score": pa.float32()})
+    types = {"score": pa.float32(), "broken": pa.list_(pa.string())}
+    attributes = beside(store, documents, columns, types=types)
 
     def kept(rule: dict[str, Any], number: int) -> str:
         stage_context.store.delete("artifacts/chosen")
@@ -88,6 +90,10 @@ def test_every_condition_is_what_it_says(stage_context):
     assert kept({"column": "clean", "is_false": True}, 2) == "cf"
     assert kept({"column": "clean", "is_true": True, "sources": ["code"]}, 5) == "abdeg"
     assert kept({"column": "clean", "is_true": True, "sources": ["web"]}, 7) == "abcdefg"
+    assert kept({"column": "broken", "max": 0}, 2) == "bf"  # of a list, min and max count the entries
+    assert kept({"column": "broken", "min": 2}, 2) == "cg"
+    assert kept({"column": "broken", "not_in": ["short", "odd"]}, 3) == "bef"  # none of them
+    assert kept({"column": "broken", "in": ["short", "odd"]}, 3) == "acg"  # any of them
 
 
 def test_the_first_rule_wins_and_the_funnel_adds_up(stage_context):
@@ -176,7 +182,8 @@ def test_wrong_rules_are_refused_with_their_name(stage_context):
     store = stage_context.store
     documents = corpus(store, ROWS)
     first = beside(store, documents, {"score": [0.5] * 7, "language": ["en"] * 7}, name="first")
-    second = beside(store, documents, {"score": [1] * 7}, name="second")
+    lists = {"broken": pa.list_(pa.string())}
+    second = beside(store, documents, {"score": [1] * 7, "broken": [[]] * 7}, name="second", types=lists)
     for rule, said in (
         ({"column": "scor", "min": 1}, "no attribute is called 'scor' .did you mean 'score'"),
         ({"column": "score", "min": 1}, "several inputs have the column 'score': first, second"),
@@ -184,6 +191,9 @@ def test_wrong_rules_are_refused_with_their_name(stage_context):
         ({"column": "language", "min": 1}, "min cannot be asked of the column 'language', which holds string"),
         ({"column": "language", "is_true": True}, "is_true cannot be asked"),
         ({"column": "score", "input": "second", "equals": "high"}, "holds int64, so it is never 'high'"),
+        ({"column": "broken", "equals": "short"}, "equals cannot be asked of the column 'broken', which holds list"),
+        ({"column": "broken"}, "threshold cannot be asked of the column 'broken'"),
+        ({"column": "broken", "in": [7]}, "so it is never 7"),
         ({"column": "score", "input": "first", "equals": True}, "holds double, so it is never True"),
     ):
         with pytest.raises(RecipeError, match=said):

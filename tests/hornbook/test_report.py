@@ -345,6 +345,18 @@ def test_broken_curves_do_no_harm(run: SampleRun, line: str) -> None:
     run.write()
 
 
+def test_what_a_model_wrote_on_the_way_is_a_table(run: SampleRun) -> None:
+    rows = [
+        {"step": step, "samples": [{"prompt": "Once", "text": f" at {step} {EVIL}"}]} for step in range(10, 210, 10)
+    ]
+    written = "\n".join([*map(json.dumps, rows), '{"step": 210, "samp']).encode()
+    run.stage("pretrain", "pretrain", "training", "model", files={"metrics.jsonl": curve(20), "samples.jsonl": written})
+    page = run.write()
+    assert "What it wrote on the way" in page.text
+    shown = [step for step in range(10, 220, 10) if f"Once at {step} " in " ".join(page.text.split())]
+    assert shown == [10, 50, 90, 120, 160, 200], "six steps, spread, the first and the last among them"
+
+
 def test_damaged_manifest_and_missing_artifact_are_named(whole: SampleRun) -> None:
     whole.store.write(f"{whole.artifacts['labels'].folder}/manifest.json", b"{torn")
     whole.store.delete(whole.artifacts["stories"].folder)

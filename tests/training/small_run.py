@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -63,6 +66,17 @@ def small_model() -> LanguageModel:
     return LanguageModel(build_model(config, seed=0), eos=0)
 
 
+@contextmanager
+def small_files(limit: int = 100_000) -> Iterator[None]:
+    """Let no file of this process grow beyond a limit, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def machine(folder: Path, rank: int) -> Path:
     """Return the disk of a machine of its own."""
     return folder / f"machine-{rank}"
@@ -78,6 +92,8 @@ def work(
     local_rank = 0 if archive else rank
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(local_rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if rank == 1 and (folder / "stuck-disk").exists():  # what is written to it never arrives
+        os.fsync = lambda file: time.sleep(1000)  # type: ignore[assignment]
     here = join_world()
     values = {"global_batch": GLOBAL_BATCH, "sequence_length": LENGTH, "microbatch": 2, "checkpoint_every": 4}
     settings = LoopSettings.model_validate({**values, "validate_every": 6, **changes})

@@ -114,6 +114,41 @@ def test_a_near_tie_passes_and_a_model_loaded_wrongly_does_not(model_artifact: A
         figures(lambda ids: "§" + str(decode(ids)))
 
 
+def test_what_was_proved_stands_in_manifest_and_card(model_artifact: Artifact, tmp_path: Path) -> None:
+    folder = model_artifact.local_folder("model")
+    decode = AutoTokenizer.from_pretrained(folder).decode
+    engine = Scripted(folder, lambda ids: str(decode(ids)))
+    made = export(
+        model_artifact, [], lambda settings: engine, **QUICK, gguf=["q4_0"], llama_cpp=str(tmp_path), licence="mit"
+    )
+    metrics = made.manifest.metrics
+    assert metrics["proof"] == {"largest": 0.0, "divergence": 0.0, "agreement": 1.0, "allowed": 1e-3}
+    assert "there is no convert_hf_to_gguf.py" in metrics["gguf"]["q4_0"]["left_out"]
+    card = (made.local_folder() / "model" / "README.md").read_text()
+    assert card.startswith("---\nlicense: mit\n") and "by 0.0e+00 nats at most (allowed: 1e-03)" in card
+    assert "GGUF q4_0: not made: there is no convert_hf_to_gguf.py" in card
+
+
+def test_a_model_that_vllm_has_not_is_exported_with_the_reason(model_artifact: Artifact, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    model = build_model(
+        model_config("tinystories-1m", vocab_size=1024, num_layers=2, attention_types=[[["global", "local"], 1]]),
+        seed=0,
+    )
+    artifact = Artifact(store, "artifacts/pretrain")
+    write_hf_folder(model, artifact.local_folder("model"), model_artifact.local_folder("model"))
+    finish(artifact, "pretrain", "model", {}, files=["model/config.json"])
+
+    def no_engine(settings: Any) -> Any:
+        raise AssertionError("no engine is asked")
+
+    metrics = export(artifact, [], no_engine, **QUICK).manifest.metrics
+    assert metrics["not_served"].startswith("vLLM has no GPT-Neo")
+    assert {sample["engine"] for sample in metrics["samples"]} == {"transformers"} and metrics["proof"][
+        "largest"
+    ] == 0.0
+
+
 def test_agreement_counts_tokens_up_to_the_first_difference(model_artifact: Artifact) -> None:
     folder = model_artifact.local_folder("model")
     tokenizer = AutoTokenizer.from_pretrained(folder)

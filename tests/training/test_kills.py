@@ -8,7 +8,8 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,33 +131,59 @@ def test_a_run_whose_workers_keep_dying_fails_with_a_cure(uninterrupted: Artifac
     assert not untrained.complete and saved(untrained) >= CHECKPOINT_EVERY
 
 
-def test_a_killed_driver_run_again_gives_the_same_losses(
-    uninterrupted: Artifact, untrained: Artifact, tmp_path: Path
-) -> None:
-    recipe, output = tmp_path / "recipe.yaml", tmp_path / "output.txt"
-    recipe.write_text(yaml.safe_dump(RECIPE))
+@contextmanager
+def driver_of(recipe: dict[str, Any], store: Store, folder: Path) -> Iterator[psutil.Popen]:
+    """Run a recipe in a process of its own; kill it and its children at the end, as a power cut does."""
+    file, output = folder / "recipe.yaml", folder / "output.txt"
+    file.write_text(yaml.safe_dump(recipe))
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with output.open("ab") as stream:
         driver = psutil.Popen(
-            [sys.executable, "-m", "hornbook.cli", "run", str(recipe)],
-            env={**environment, "HORNBOOK_STORE": untrained.store.url},
+            [sys.executable, "-m", "hornbook.cli", "run", str(file)],
+            env={**environment, "HORNBOOK_STORE": store.url},
             stdout=stream,
             stderr=stream,
             start_new_session=True,
         )
     try:
-        wait(lambda: saved(untrained) >= CHECKPOINT_EVERY or driver.poll() is not None)
-        assert driver.poll() is None, output.read_text()[-3000:]
+        yield driver
     finally:
-        for process in [
-            driver,
-            *driver.children(recursive=True),
-        ]:  # as a power cut does: a worker that lives on may finish
-            process.kill()
+        for process in [driver, *(driver.children(recursive=True) if driver.is_running() else [])]:
+            with suppress(psutil.NoSuchProcess):  # a worker that lives on may finish
+                process.kill()
         driver.wait()
+
+
+def test_a_killed_driver_run_again_gives_the_same_losses(
+    uninterrupted: Artifact, untrained: Artifact, tmp_path: Path
+) -> None:
+    with driver_of(RECIPE, untrained.store, tmp_path) as driver:
+        wait(lambda: saved(untrained) >= CHECKPOINT_EVERY or driver.poll() is not None)
+        assert driver.poll() is None, (tmp_path / "output.txt").read_text()[-3000:]
     killed_after = saved(untrained)
     assert CHECKPOINT_EVERY <= killed_after < STEPS and not untrained.complete
     before = [row for row in rows(untrained) if row["step"] <= killed_after]
     run(untrained.store)
     assert rows(untrained)[:killed_after] == before, "steps of the checkpoint were done again"
     assert deterministic(rows(untrained)) == deterministic(rows(uninterrupted))
+
+
+def test_sigterm_to_the_driver_saves_and_ends_the_run(untrained: Artifact, tmp_path: Path) -> None:
+    """As `ray job stop` sends it. Without it the run would go on for hours, and nothing be saved before."""
+    recipe = copy.deepcopy(RECIPE)
+    recipe["stages"]["pretrain"] |= {"max_epochs": 10**6, "phases": [{"name": "stable", "steps": 100_000}]}
+    recipe["stages"]["pretrain"]["loop"] |= {"checkpoint_every": 100_000, "validate_every": 100_000}
+    store = untrained.store
+
+    def metrics() -> list[Path]:
+        return list((Path(str(store.local)) / "artifacts").glob("pretrain-*/metrics.jsonl"))
+
+    with driver_of(recipe, store, tmp_path) as driver:
+        wait(lambda: any(map(os.path.getsize, metrics())) or driver.poll() is not None)
+        assert driver.poll() is None, (tmp_path / "output.txt").read_text()[-3000:]
+        driver.terminate()
+        driver.wait(PATIENCE)
+        assert "stopped: pretrain was stopped after step" in (tmp_path / "output.txt").read_text()
+    (file,) = metrics()
+    found = newest(file.parent / "checkpoints")
+    assert found is not None and found.step == [row["step"] for row in read_metrics(file)][-1]

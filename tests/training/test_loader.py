@@ -10,8 +10,10 @@ import pytest
 import torch
 from small_run import GLOBAL_BATCH, STEPS, open_loader, write_data
 
-from training.loader import DIGEST_BITS, microbatches, share
+from training.best_fit import OverLong
+from training.loader import DIGEST_BITS, Loader, microbatches, share
 from training.loss import IGNORED
+from training.shards import TokenSource
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,9 @@ def test_reading_ahead_gives_the_same_batches_and_the_first_error(folder: Path) 
         list(beyond)
 
 
-def test_other_data_or_another_order_has_another_fingerprint(folder: Path, tmp_path: Path) -> None:
+def test_other_data_or_another_order_has_another_fingerprint(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fingerprint = open_loader(folder).fingerprint()
     assert fingerprint == open_loader(folder, microbatch=5).fingerprint()  # speed only
     write_data(tmp_path)
@@ -71,6 +75,15 @@ def test_other_data_or_another_order_has_another_fingerprint(folder: Path, tmp_p
     loader = open_loader(tmp_path)
     loader.mixture.seed += 1
     assert fingerprint != loader.fingerprint()
+    monkeypatch.setenv("HORNBOOK_CACHE", str(tmp_path / "cache"))
+    found = []
+    ways: tuple[OverLong, ...] = ("split", "cut", "drop")
+    for over_long in ways:  # the same numbers of rows would not make them the same rows
+        sources = {
+            name: TokenSource(tmp_path / "data" / name, "train", 64, "best-fit", over_long=over_long) for name in "ab"
+        }
+        found.append(Loader(sources, open_loader(tmp_path).mixture, 2).fingerprint())
+    assert len({fingerprint, *found}) == 4
 
 
 def test_columns_behind_the_last_target_are_cut() -> None:

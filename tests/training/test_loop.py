@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import open_data, open_loader, small_model, write_data
+from small_run import open_data, open_loader, small_files, small_model, write_data
 
 from hornbook.errors import TrainingError
 from training.checkpoint import latest
 from training.loader import Loader
 from training.loop import train
 from training.metrics import MetricsFile, read_metrics
-from training.mixture import Mixture, PhaseSettings
+from training.mixture import Mixture, PhaseSettings, with_realised
 from training.model import LanguageModel
 from training.optimizer import Average, Guard, make_optimizer
 from training.parallel import World, join_world, leave_world
@@ -75,22 +75,12 @@ def test_a_resume_on_other_data_or_another_model_is_refused(folder: Path, world:
         run(folder, world, LanguageModel(build_model(config, 0), 0), loader_of(folder, 2))
 
 
-def test_an_unwritable_checkpoint_leaves_the_one_before(
-    folder: Path, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import errno
-
-    import training.checkpoint as checkpoint
-
+def test_an_unwritable_checkpoint_leaves_the_one_before(folder: Path, world: World) -> None:
     run(folder, world, small_model(), loader_of(folder, 4), validate_every=99)
     (last,) = (folder / "run" / "checkpoints").glob("step-00000004-*")
     (last / "checkpoint.json").unlink()
 
-    def full(*arguments: Any, **options: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(checkpoint.dcp, "save", full)
-    with pytest.raises(TrainingError, match=r"could not be written: .*No space left on device"):
+    with small_files(), pytest.raises(TrainingError, match=r"could not be written: .*File too large"):
         run(folder, world, small_model(), loader_of(folder, 4))
     found = latest(folder / "run" / "checkpoints")
     assert found is not None and found.step == 2
@@ -172,3 +162,26 @@ def test_the_average_is_what_its_formula_says(folder: Path, world: World) -> Non
     for name, weights in average.weights.items():
         torch.testing.assert_close(weights, first[name] + 0.25)
     assert not Average(model, None).weights
+
+
+def test_phases_have_schedules_of_their_own_and_their_shares_are_counted(folder: Path, world: World) -> None:
+    sources = open_data(folder)
+    phases = [
+        PhaseSettings(name="stable", steps=6, weights={"a": 1, "b": 3}),
+        PhaseSettings(
+            name="decay",
+            tokens={"a": 4 * 8 * 64},
+            learning_rate=2e-4,
+            schedule=ScheduleSettings(kind="linear", floor=0.5),
+        ),
+    ]
+    sizes = {name: len(source) for name, source in sources.items()}
+    rows_of = {name: source.row_tokens for name, source in sources.items()}
+    mixture = Mixture(sizes, phases, 8, 9, 1, row_tokens=rows_of)
+    run(folder, world, small_model(), Loader(sources, mixture, 8), learning_rate=1e-3, schedule={"kind": "constant"})
+    rows = list(read_metrics(folder / "run" / "metrics.jsonl"))
+    assert [row["lr"] for row in rows] == pytest.approx([1e-3] * 6 + [2e-4, 1e-4 * 5 / 3, 1e-4 * 4 / 3, 1e-4])
+    assert [row["source_tokens"] for row in rows[-5:]] == [{"a": 2 * 64, "b": 6 * 64}] + [{"a": 8 * 64, "b": 0}] * 4
+    found = [(share["phase"], share["source"], share["tokens"], share["share"], share["realised_share"])
+             for share in with_realised(mixture, rows)]  # fmt: skip
+    assert found == [("stable", "a", 768, 0.25, 0.25), ("stable", "b", 2304, 0.75, 0.75), ("decay", "a", 2048, 1, 1)]

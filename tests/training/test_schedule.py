@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
 
-from training.schedule import ScheduleSettings, learning_rate_share
+from training.schedule import LearningRates, ScheduleSettings, learning_rate_share
 
 STEPS = 101
+
+
+@dataclass(frozen=True)
+class Phase:
+    schedule: ScheduleSettings | None = None
+    learning_rate: float | None = None
 
 
 def shares(kind: str, warmup: int = 0, **options: float | str) -> list[float]:
@@ -43,3 +50,14 @@ def test_warm_up_reaches_the_peak_and_the_last_step_the_floor(kind: str) -> None
 def test_short_runs_stay_in_bounds(kind: str, steps: int) -> None:
     settings = ScheduleSettings(kind=kind, warmup_steps=3)  # type: ignore[arg-type]
     assert all(0 < learning_rate_share(settings, step, steps) <= 1 for step in range(steps))
+
+
+def test_the_runs_schedule_spans_the_phases_without_one_of_their_own() -> None:
+    own = Phase(ScheduleSettings(kind="linear", floor=0.0), 0.1)
+    rates = LearningRates(2.0, ScheduleSettings(kind="linear", floor=0.5), [(Phase(), 3), (own, 3), (Phase(), 2)])
+    assert [rates(step) for step in range(8)] == pytest.approx([2.0, 1.75, 1.5, 0.1, 0.05, 0.0, 1.25, 1.0])
+    with pytest.raises(IndexError):
+        rates(8)
+    whole = LearningRates(2.0, ScheduleSettings(warmup_steps=9), [(Phase(), 60), (Phase(), STEPS - 60)])
+    expected = [2.0 * learning_rate_share(ScheduleSettings(warmup_steps=9), step, STEPS) for step in range(STEPS)]
+    assert [whole(step) for step in range(STEPS)] == expected

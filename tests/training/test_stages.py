@@ -12,12 +12,15 @@ from corpus import chat_documents, corpus, finish, preference_documents, python_
 
 from hornbook.artifact import THRESHOLD, Artifact
 from hornbook.errors import DataError, RecipeError, Stopped
-from hornbook.events import Events
+from hornbook.events import Events, read_events
 from hornbook.settings import validate
 from hornbook.stage import Stage, StageContext
 from hornbook.store import Store
+from training.checkpoint import newest
 from training.dpo import Dpo
+from training.launch import open_corpora
 from training.metrics import read_metrics
+from training.model_card import sources_of
 from training.pack import Pack
 from training.packed import describe, shard_index
 from training.pretrain import Pretrain, require_same_words
@@ -28,7 +31,8 @@ from training.tokenizer import TokenizerStage, load_tokenizer
 DOCUMENTS, CHATS = 60, 40
 LOOP = {
     "global_batch": 4, "sequence_length": 64, "microbatch": 2, "validate_every": 5, "checkpoint_every": 5,
-    "validation_rows": 4,
+    "validation_rows": 4, "sample_prompts": ["import os", "def main"], "sample_every": 6, "sample_tokens": 4,
+    "record": ["tensorboard"],
 }  # fmt: skip
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2}
 
@@ -205,7 +209,36 @@ def test_pretraining_leaves_a_model_that_learned(pretrained: Artifact, packed: A
     assert 1 < 1 / tokens_per_byte < 8
     model = AutoModelForCausalLM.from_pretrained(pretrained.local_folder() / "model")
     assert sum(parameter.numel() for parameter in model.parameters()) == metrics["parameters"]
+    assert metrics["proof"]["largest"] <= metrics["proof"]["allowed"] == 1e-3
+    (row,) = sources_of(pretrained)
+    assert (row.phase, row.source, row.tokens, row.licences) == ("stable", "web", 10 * 4 * 64, "unknown")
     assert not any("ray-train" in name for name, _ in pretrained.store.files(pretrained.folder))
+
+
+def test_a_run_says_what_it_will_take_and_shows_what_it_writes(store: Store, pretrained: Artifact) -> None:
+    events = [event for event in read_events(store, "runs/test") if event.get("stage") == "pretrain"]
+    (found,) = [event for event in events if event["event"] == "preflight"]
+    assert found["workers"] == 2 and found["steps"] == found["left"] == 10 and found["tokens"] == 10 * 4 * 64
+    checkpoint = newest(pretrained.local_folder() / "checkpoints")
+    assert checkpoint is not None
+    saved = sum(size for size, _ in checkpoint.files.values())
+    assert found["checkpoint"] == pytest.approx(saved, rel=0.05), "weights and two moments, and the files' heads"
+    told = [event for event in events if event["event"] == "samples"]
+    written = list(read_metrics(pretrained.local_folder() / "samples.jsonl"))
+    assert [row["step"] for row in written] == [event["step"] for event in told] == [6, 10]
+    assert [sample["prompt"] for sample in written[0]["samples"]] == ["import os", "def main"]
+    assert "samples.jsonl" in [entry.name for entry in pretrained.manifest.files]
+    assert list((pretrained.local_folder() / "tensorboard").glob("events.*"))
+
+
+def test_a_preflight_trains_a_moment_and_leaves_nothing(store: Store, tokenizer: Artifact, packed: Artifact) -> None:
+    values = {"model": SMALL, "phases": [{"name": "stable", "steps": 40}], "max_epochs": 50, "loop": LOOP}
+    inputs = {"tokens": {"pack-web": packed}, "tokenizer": {"tokenizer": tokenizer}}
+    stage, context = stage_and_context(Pretrain, store, "tried", values, inputs)
+    table = {line[0]: line for line in stage.preflight(context)}
+    assert table["time"][2].startswith("40 steps, 10,240 tokens")
+    assert {"speed", "memory per worker", "checkpoint", "loader"} < set(table)
+    assert not list((context.artifact.local_folder() / "checkpoints").glob("*"))
 
 
 def test_a_training_token_is_traced_to_its_place_in_its_document(
@@ -236,12 +269,30 @@ def test_a_training_token_is_traced_to_its_place_in_its_document(
 
 
 def test_tuning_goes_on_from_the_pretrained_model(store: Store, pretrained: Artifact, packed_chat: Artifact) -> None:
-    settings = {"epochs": 2, "loop": LOOP, "workers": 1}
+    settings = {"epochs": 2, "loop": LOOP, "workers": 1, "lora": {"rank": 2}, "best_of": {"every": 6, "by": "sums"}}
     inputs = {"model": {"pretrain": pretrained}, "tokens": {"pack-sums": packed_chat}}
     tuned = run_stage(Sft, store, "sft", settings, inputs)
+    metrics = tuned.manifest.metrics
+    assert metrics["best"]["step"] in (6, 12, metrics["steps"]) and metrics["proof"]["largest"] <= 1e-3
     rows = list(read_metrics(tuned.local_folder() / "metrics.jsonl"))
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert (tuned.local_folder() / "model" / "tokenizer.json").exists()
+
+
+def test_conversations_of_another_template_are_refused(
+    store: Store, pretrained: Artifact, tokenizer: Artifact, packed_chat: Artifact, tmp_path: Path
+) -> None:
+    import shutil
+
+    other = tmp_path / "tokenizer"
+    shutil.copytree(tokenizer.local_folder("tokenizer"), other)
+    inputs = {"model": {"pretrain": pretrained}, "tokens": {"pack-sums": packed_chat}}
+    _, context = stage_and_context(Sft, store, "sft-other", {"loop": LOOP}, inputs)
+    assert open_corpora(context, other, "chat")[0].name == "sums"
+    template = other / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|user|>", "<|user|> "))
+    with pytest.raises(DataError, match="pack-sums was packed with another chat template than the model's"):
+        open_corpora(context, other, "chat")
 
 
 def test_training_goes_on_from_a_model_as_it_is_or_grown(
@@ -259,7 +310,7 @@ def test_training_goes_on_from_a_model_as_it_is_or_grown(
         rows = list(read_metrics(made.local_folder() / "metrics.jsonl"))
         assert rows[0]["validation"]["web"] == pytest.approx(before, rel=2e-2)
     assert made.manifest.metrics["parameters"] > 2 * pretrained.manifest.metrics["parameters"]
-    with pytest.raises(RecipeError, match="the model comes from pretrain as it is"):
+    with pytest.raises(RecipeError, match="the model comes from pretrain with its hidden_size, "):
         run_stage(Pretrain, store, "start-refused", more | {"model": double, "loop": loop}, inputs)
     other = run_stage(TokenizerStage, store, "other", {"vocabulary": 600}, {"documents": {"web": web}})
     with pytest.raises(DataError, match=r"the model's tokenizer has .* as id"):

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -97,6 +99,41 @@ def test_rows_of_token_ids_come_back_in_order(
         by_node = [(folder / str(node) / "tokens.jsonl").read_text().splitlines() for node in range(1, nodes + 1)]
         rows = [json.loads(by_node[row % nodes][row // nodes])["token_ids"] for row in range(whole)]
         assert [token for row in rows for token in row] == tokens[: whole * length]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(ids, min_size=1, max_size=9), st.integers(1, 4), st.booleans())
+def test_data_sets_come_back_as_they_were(
+    tmp_path_factory: Any, tokenizer: Artifact, rows: list[list[int]], part: int, saved: bool
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    root = tmp_path_factory.mktemp("dataset")
+    made = datasets.Dataset.from_dict({"n": range(len(rows)), "input_ids": rows})
+    if saved:
+        made.save_to_disk(str(root / "given"))
+    else:
+        (root / "given").mkdir()
+        made.to_parquet(str(root / "given" / "a.parquet"))
+    paths = (str(root / "given"),)
+    packed = imported(root / "store", tokenizer, paths=paths, format="dataset", part_documents=part)
+    assert stream(packed) == [token for row in rows for token in row]
+    stage = ExportTokens("given", ExportTokensSettings(format="dataset"), seed=1)
+    written = finished(stage, Store(str(root / "store")), tokens=[packed])
+    assert written.manifest.metrics["train_rows"] == len(rows)
+    loaded = datasets.load_dataset(str(written.local_folder("files")), cache_dir=str(root / "cache"))
+    assert loaded["train"]["input_ids"][:] == rows
+
+
+def test_data_sets_without_ids_are_named_and_gaps_are_rejects(tmp_path: Path, tokenizer: Artifact) -> None:
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet has no column input_ids or token_ids of lists"):
+        imported(tmp_path / "store", tokenizer, paths=(str(tmp_path / "a.parquet"),), format="dataset")
+    (tmp_path / "b.parquet").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"b\.parquet is no file of a data set"):
+        imported(tmp_path / "store", tokenizer, paths=(str(tmp_path / "b.parquet"),), format="dataset")
+    pq.write_table(pa.table({"token_ids": [[1, 2], [], None, [1, None], [99999]]}), tmp_path / "c.parquet")
+    packed = imported(tmp_path / "other", tokenizer, paths=(str(tmp_path / "c.parquet"),), format="dataset")
+    assert stream(packed) == [1, 2] and packed.manifest.reasons == {"bad-tokens": 4}
 
 
 def test_nodes_are_read_in_their_numbers_order(tmp_path: Path, tokenizer: Artifact) -> None:
