@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from classifiers.records import WHOLE, Bad, Record, checked
+from classifiers.records import WHOLE, Bad, Record, Told, checked, chosen, require_columns
 from hornbook.documents import canonical_json
 from hornbook.errors import DataError
 
@@ -98,7 +98,7 @@ def _parquet(file: BinaryIO) -> pq.ParquetFile:
 
 def _parquet_batches(file: BinaryIO, first: int, settings: FilesSettings) -> Iterator[pa.RecordBatch]:
     found = _parquet(file)
-    columns = None if settings.text_field == WHOLE else [settings.text_field]
+    columns = None if settings.text_field == WHOLE else _wanted(settings)
     begin = 0
     for number, (rows, size) in enumerate(_groups(found.metadata, settings)):
         if begin >= first and rows:
@@ -113,8 +113,12 @@ def _groups(metadata: pq.FileMetaData, settings: FilesSettings) -> list[tuple[in
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         columns = (group.column(column) for column in range(metadata.num_columns))
-        wanted = (column for column in columns if settings.text_field in (WHOLE, column.path_in_schema))
-        found.append((group.num_rows, sum(column.total_uncompressed_size for column in wanted)))
+        read = (
+            column
+            for column in columns
+            if settings.text_field == WHOLE or column.path_in_schema.partition(".")[0] in _wanted(settings)
+        )
+        found.append((group.num_rows, sum(column.total_uncompressed_size for column in read)))
     return found
 
 
@@ -144,12 +148,12 @@ def _batches(reader: Any, settings: FilesSettings) -> Iterator[pa.RecordBatch]:
     numbered = isinstance(reader, pa.ipc.RecordBatchFileReader)
     batches = map(reader.get_batch, range(reader.num_record_batches)) if numbered else reader
     for batch in batches:
-        chosen = batch if settings.text_field == WHOLE else batch.select([settings.text_field])
-        for column in chosen.columns:
+        read = batch if settings.text_field == WHOLE else batch.select(_wanted(settings))
+        for column in read.columns:
             # Text as bytes: whether they are UTF-8 is a matter of each row.
             bare = AS_BYTES.get(column.type)
             (column.view(bare) if bare else column).validate(full=True)
-        yield chosen
+        yield read
 
 
 class _Texts:
@@ -159,22 +163,21 @@ class _Texts:
         self.batch, self.settings = batch, settings
 
     @cached_property
-    def found(self) -> list[str | Bad]:
+    def found(self) -> list[str | Bad | Told]:
         """The texts, or what is wrong with them."""
         try:
-            texts: list[Any] = self._texts(self.batch)
+            return self._texts(self.batch)
         except UnicodeDecodeError:
-            texts = [self._text(place) for place in range(len(self.batch))]
-        field, limit = self.settings.text_field, self.settings.max_bytes
-        return [text if isinstance(text, Bad) else checked(text, field, limit) for text in texts]
+            return [self._text(place) for place in range(len(self.batch))]
 
-    def _texts(self, batch: pa.RecordBatch) -> list[Any]:
+    def _texts(self, batch: pa.RecordBatch) -> list[str | Bad | Told]:
+        rows, limit = batch.to_pylist(), self.settings.max_bytes
         if self.settings.text_field != WHOLE:
-            return batch.column(0).to_pylist()
+            return [chosen(row, self.settings) for row in rows]
         # What JSON has not (a time, bytes) is written as Python shows it.
-        return [canonical_json(json.loads(json.dumps(row, default=str))) for row in batch.to_pylist()]
+        return [checked(canonical_json(json.loads(json.dumps(row, default=str))), WHOLE, limit) for row in rows]
 
-    def _text(self, place: int) -> Any:
+    def _text(self, place: int) -> str | Bad | Told:
         try:
             return self._texts(self.batch.slice(place, 1))[0]
         except UnicodeDecodeError as error:
@@ -187,19 +190,18 @@ class _Text:
     def __init__(self, texts: _Texts, place: int) -> None:
         self.texts, self.place = texts, place
 
-    def __call__(self) -> str | Bad:
+    def __call__(self) -> str | Bad | Told:
         return self.texts.found[self.place]
+
+
+def _wanted(settings: FilesSettings) -> list[str]:
+    return list(dict.fromkeys([settings.text_field, *settings.meta_fields]))
 
 
 def _require_text(schema: pa.Schema, name: str, settings: FilesSettings) -> None:
     if settings.text_field == WHOLE:
         return
-    found = schema.names.count(settings.text_field)
-    if found != 1:
-        number = "several columns" if found else "no column"
-        raise DataError(
-            f"{name} has {number} {settings.text_field!r} (it has: {', '.join(schema.names)})", "set text_field"
-        )
+    require_columns(schema.names, name, settings)
     kind = schema.field(settings.text_field).type
     if kind not in AS_BYTES:
         raise DataError(f"{name}: column {settings.text_field!r} holds {kind}, not text", "set text_field")

@@ -13,9 +13,19 @@ from typing import TYPE_CHECKING
 
 from classifiers.byte_streams import Stream
 from classifiers.lines import LOOKED_AT, binary
-from classifiers.records import WHOLE, Bad, Record, bad_record, checked, decoded, too_long
+from classifiers.records import (
+    WHOLE,
+    Bad,
+    Record,
+    Told,
+    bad_record,
+    checked,
+    chosen,
+    decoded,
+    require_columns,
+    too_long,
+)
 from hornbook.documents import canonical_json
-from hornbook.errors import DataError
 
 if TYPE_CHECKING:
     from classifiers.files import FilesSettings
@@ -36,31 +46,36 @@ def csv_records(stream: Stream, name: str, settings: FilesSettings, delimiter: s
     if (header := next(rows, None)) is None:
         return
     names = header[2] if not isinstance(header[2], Bad) else []
-    if settings.text_field not in (WHOLE, *names):
-        raise DataError(f"{name} has no column {settings.text_field!r} (it has: {', '.join(names)})", "set text_field")
+    require_columns(names, name, settings)
     if first > rows.offset:
         rows.go_to(first)
     columns = len(names)
-    column = None if settings.text_field == WHOLE else names.index(settings.text_field)
     for offset, size, row in rows:
         if not isinstance(row, Bad) and len(row) != columns:
             row = Bad("not-csv", f"row at byte {offset}: {len(row)} columns, the first row names {columns}")
         if isinstance(row, Bad):
             yield bad_record(offset, 0, row.reason, row.detail)
         else:
-            cell = row[column] if column is not None else canonical_json(dict(zip(names, row, strict=True)))
-            yield Record(offset, 0, size, _Cell(cell, offset, settings))
+            yield Record(offset, 0, size, _Row(dict(zip(names, row, strict=True)), offset, settings))
 
 
-class _Cell:
-    __slots__ = ("cell", "offset", "settings")
+class _Row:
+    __slots__ = ("offset", "row", "settings")
 
-    def __init__(self, cell: str, offset: int, settings: FilesSettings) -> None:
-        self.cell, self.offset, self.settings = cell, offset, settings
+    def __init__(self, row: dict[str, str], offset: int, settings: FilesSettings) -> None:
+        self.row, self.offset, self.settings = row, offset, settings
 
-    def __call__(self) -> str | Bad:
-        text = decoded(self.cell.encode("utf-8", "surrogateescape"), self.offset, self.settings.encoding)
-        return text if isinstance(text, Bad) else checked(text, self.settings.text_field, self.settings.max_bytes)
+    def __call__(self) -> str | Bad | Told:
+        settings = self.settings
+        if settings.text_field == WHOLE:
+            text = self._decoded(canonical_json(self.row))
+            return text if isinstance(text, Bad) else checked(text, WHOLE, settings.max_bytes)
+        found = {name: self._decoded(self.row[name]) for name in (settings.text_field, *settings.meta_fields)}
+        bad = next((cell for cell in found.values() if isinstance(cell, Bad)), None)
+        return bad or chosen(found, settings)
+
+    def _decoded(self, cell: str) -> str | Bad:
+        return decoded(cell.encode("utf-8", "surrogateescape"), self.offset, self.settings.encoding)
 
 
 class _TooFar(Exception):

@@ -24,7 +24,7 @@ from classifiers.byte_streams import codec_of
 from classifiers.file_names import named_files, opened, passed_over, path_of, remote_mark, shown
 from classifiers.file_plan import make_plan, part_segments, planned_parts
 from classifiers.file_records import COLUMNS, format_of, stream_records
-from classifiers.records import Bad, Record
+from classifiers.records import Bad, Record, Told
 from hornbook.artifact import Artifact
 from hornbook.documents import Document, Reject, content_key, document_id, documents_table, rejects_table
 from hornbook.errors import DataError, RecipeError
@@ -34,6 +34,7 @@ from hornbook.settings import Settings
 from hornbook.stage import Expected, Stage, StageContext, StageResult
 
 PLAN = "plan.parquet"
+OWN_META = ("file", "row", "member")
 NAMED = 20  # empty files, in the warnings
 
 
@@ -58,6 +59,10 @@ class FilesSettings(Settings):
         "text",
         description="The column, key or XML element that holds the text; `*`: the whole row as JSON, for `chat-records`.",
     )
+    meta_fields: tuple[str, ...] = Field(
+        (),
+        description="Other columns or keys of a row that its document keeps, in `meta`: an id, a URL, a title, a licence.",
+    )
     text_unit: Literal["line", "file"] = Field("line", description="What a document is in plain text: a line, a file.")
     encoding: str = Field(
         "utf-8", description="Of text; or `detect`. HTML is decoded as the server or the page says, or as detected."
@@ -76,6 +81,13 @@ class FilesSettings(Settings):
         1000, ge=1, description="Most records per part. Only files of one document each share a part."
     )
     part_bytes: int = Field(64 << 20, ge=1, description="A part ends before its records exceed this many bytes.")
+
+    @field_validator("meta_fields")
+    @classmethod
+    def _names_of_their_own(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if taken := sorted({*value} & {*OWN_META}):
+            raise ValueError(f"{', '.join(taken)}: the document's place in the files is called so; rename the field")
+        return value
 
     @field_validator("encoding")
     @classmethod
@@ -194,12 +206,13 @@ class ReadRows(PartMaker):
                     named = " ".join(filter(None, (file, meta.get("member"), f"row {row}")))
                     rejects.append(Reject(unit, named, found.reason, found.detail + where))
                     continue
-                key = content_key(found.encode())
-                meta = {"file": file, "row": row, **meta}
-                documents.append(Document(document_id(unit), key, found, self.settings.source, kind, meta=meta))
+                told = found if isinstance(found, Told) else Told(found, {})
+                key = content_key(told.text.encode())
+                meta = {**told.meta, "file": file, "row": row, **meta}
+                documents.append(Document(document_id(unit), key, told.text, self.settings.source, kind, meta=meta))
         return PartContent(documents_table(documents), rejects_table(rejects))
 
-    def _found(self, planned: Mapping[str, Any]) -> Iterator[tuple[str | Bad, Mapping[str, Any], str, str]]:
+    def _found(self, planned: Mapping[str, Any]) -> Iterator[tuple[str | Bad | Told, Mapping[str, Any], str, str]]:
         """Yield (text or what is wrong, meta, kind, where it is, for a reject) of a segment's records."""
         name, count = planned["file"], 0
         form = format_of(name, self.settings)

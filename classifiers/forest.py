@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
-ENOUGH_TREES = 30
+ENOUGH_TREES, ENOUGH_VOTES = 30, 5
 
 
 def train_classifier(
@@ -42,7 +43,7 @@ def train_classifier(
         random_state=seed % 2**32,
         n_jobs=1,
     )
-    return forest.fit(vectors, labels, sample_weight=weights)
+    return _fitted(forest, vectors, labels, weights)
 
 
 def train_regressor(
@@ -65,14 +66,21 @@ def train_regressor(
         random_state=seed % 2**32,
         n_jobs=1,
     )
-    return forest.fit(vectors, targets, sample_weight=weights)
+    return _fitted(forest, vectors, targets, weights)
+
+
+def _fitted(forest: Any, vectors: np.ndarray, targets: np.ndarray, weights: np.ndarray | None) -> Any:
+    with warnings.catch_warnings():  # rows without out-of-bag scores are left out of the figures
+        warnings.filterwarnings("ignore", message="Some inputs do not have OOB scores")
+        return forest.fit(vectors, targets, sample_weight=weights)
 
 
 def take_out_of_bag(forest: RandomForestClassifier | RandomForestRegressor) -> np.ndarray | None:
     """Return each training row's score by the trees that did not see it, float32 (rows,), and forget them.
 
-    A forest on storage has no use for them, and they grow with the training data. None with fewer than ENOUGH_TREES: of n
-    trees 0.632 ** n of the rows are seen by all, and get 0.
+    A forest on storage has no use for them, and they grow with the training data. None with fewer than ENOUGH_TREES. NaN for a row
+    that fewer than ENOUGH_VOTES trees did not see (scikit-learn says 0 where none did): where one class is rare these are many,
+    since trees draw rows by their weights, and so draw nearly all of the rare ones.
     """
     if not forest.oob_score:
         return None
@@ -83,4 +91,7 @@ def take_out_of_bag(forest: RandomForestClassifier | RandomForestRegressor) -> n
         scores = forest.oob_prediction_
         del forest.oob_prediction_
     del forest.oob_score_
-    return scores.astype(np.float32)
+    votes = np.zeros(len(scores), dtype=np.int64)
+    for drawn in forest.estimators_samples_:
+        votes += np.bincount(drawn, minlength=len(scores)) == 0
+    return np.where(votes >= ENOUGH_VOTES, scores, np.nan).astype(np.float32)

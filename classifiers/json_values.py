@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from classifiers.byte_streams import Stream
 from classifiers.lines import LOOKED_AT, binary, json_text
-from classifiers.records import Bad, Record, bad_record, decoded, too_long
+from classifiers.records import Bad, Record, Told, bad_record, decoded, too_long
 
 if TYPE_CHECKING:
     from classifiers.files import FilesSettings
@@ -48,7 +48,7 @@ class _Value:
     def __init__(self, data: bytes, offset: int, settings: FilesSettings) -> None:
         self.data, self.offset, self.settings = data, offset, settings
 
-    def __call__(self) -> str | Bad:
+    def __call__(self) -> str | Bad | Told:
         text = decoded(self.data, self.offset, self.settings.encoding)
         return text if isinstance(text, Bad) else json_text(text, self.offset, self.settings)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from classifiers.byte_streams import Stream
-from classifiers.records import WHOLE, Bad, Record, bad_record, checked, decoded, too_long
+from classifiers.records import WHOLE, Bad, Record, Told, bad_record, checked, chosen, decoded, too_long
 from hornbook.documents import canonical_json
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class _Line:
     def __init__(self, line: bytes, offset: int, as_json: bool, settings: FilesSettings) -> None:
         self.line, self.offset, self.as_json, self.settings = line, offset, as_json, settings
 
-    def __call__(self) -> str | Bad:
+    def __call__(self) -> str | Bad | Told:
         line = self.line.removesuffix(b"\n").removesuffix(b"\r")
         start = self.offset
         if start == 0 and line.startswith(codecs.BOM_UTF8):
@@ -56,7 +56,7 @@ class _Line:
         return checked(text, "line", self.settings.max_bytes)
 
 
-def json_text(value: str, offset: int, settings: FilesSettings) -> str | Bad:
+def json_text(value: str, offset: int, settings: FilesSettings) -> str | Bad | Told:
     """Return the chosen field of a JSON object, or all of it, or what is wrong with it."""
     try:
         found = json.loads(value)
@@ -65,8 +65,7 @@ def json_text(value: str, offset: int, settings: FilesSettings) -> str | Bad:
     if settings.text_field == WHOLE:
         whole = canonical_json(found) if isinstance(found, dict) else None
         return checked(whole, "the object", settings.max_bytes)
-    text = found.get(settings.text_field) if isinstance(found, dict) else None
-    return checked(text, settings.text_field, settings.max_bytes)
+    return chosen(found if isinstance(found, dict) else {}, settings)
 
 
 def binary(start: bytes) -> str:

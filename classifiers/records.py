@@ -7,9 +7,15 @@ on how many records a damaged file holds.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from hornbook.errors import DataError
+
+if TYPE_CHECKING:
+    from classifiers.files import FilesSettings
 
 REPLACED_SHARE = (
     0.01  # of a page's characters; a page with more that its encoding does not know was not in that encoding
@@ -29,6 +35,14 @@ class Bad:
 
 
 @dataclass(frozen=True)
+class Told:
+    """A record's text, and what the fields that were asked for say beside it."""
+
+    text: str
+    meta: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Record:
     """One planned unit of a file.
 
@@ -45,7 +59,7 @@ class Record:
     offset: int
     skip: int
     size: int
-    read: Callable[[], str | Bad]
+    read: Callable[[], str | Bad | Told]
     meta: Mapping[str, Any] = field(default_factory=dict)
     kind: str = "text"
 
@@ -77,6 +91,32 @@ def checked(text: Any, field_name: str, max_bytes: int) -> str | Bad:
     if "\0" in text:
         return Bad("nul-bytes", f"a NUL at character {text.index(chr(0))}")
     return text if text.strip() else Bad("empty", "only white space")
+
+
+def chosen(row: Mapping[str, Any], settings: FilesSettings) -> str | Bad | Told:
+    """Return the text of a row, with the fields that `meta_fields` names where there are any, or what is wrong with it.
+
+    What JSON has not (a time, bytes, NaN) is written as Python shows it; half a surrogate pair is a question mark.
+    """
+    found = checked(row.get(settings.text_field), settings.text_field, settings.max_bytes)
+    if isinstance(found, Bad) or not settings.meta_fields:
+        return found
+    fields = {name: row[name] for name in settings.meta_fields if row.get(name) is not None}
+    told = json.dumps(fields, default=str, ensure_ascii=False).encode("utf-8", "replace")
+    if len(told) > settings.max_bytes:
+        return too_long(len(told), settings.max_bytes, " in meta_fields")
+    return Told(found, json.loads(told, parse_constant=str))
+
+
+def require_columns(names: Sequence[str], file: str, settings: FilesSettings) -> None:
+    """Refuse a table without a column that is asked for, or with two of that name. Raises DataError naming file and setting."""
+    if settings.text_field == WHOLE:
+        return
+    for setting, columns in (("text_field", (settings.text_field,)), ("meta_fields", settings.meta_fields)):
+        for column in columns:
+            if (found := names.count(column)) != 1:
+                number = "several columns" if found else "no column"
+                raise DataError(f"{file} has {number} {column!r} (it has: {', '.join(names)})", f"set {setting}")
 
 
 def too_long(size: int, max_bytes: int, where: str = "") -> Bad:

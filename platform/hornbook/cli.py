@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="hornbook",
     help="Small language models from data you can vouch for: generate, filter, mix, pretrain, tune, trace.",
@@ -673,9 +675,10 @@ def guarded(function: Callable[[], Any]) -> None:
     except HornbookError as error:
         typer.secho(f"{'stopped' if isinstance(error, Stopped) else 'error'}: {error}", err=True)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        typer.secho("interrupted; the same command goes on where it stood", err=True)
-        raise SystemExit(130) from None
+    except SystemExit as left:
+        if left.code == INTERRUPTED:  # what typer makes of Ctrl-C, without a word
+            typer.secho("interrupted; the same command goes on where it stood", err=True)
+        raise
     except BrokenPipeError:  # `hornbook logs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None

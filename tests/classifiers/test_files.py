@@ -182,6 +182,38 @@ def test_a_name_that_is_no_text_is_said(tmp_path):
         stage(tmp_path).check()
 
 
+def test_fields_that_are_asked_for_come_along(tmp_path, stage_context):
+    rows = [
+        {"text": f"text {row}", "url": f"https://a.example/{row}.html", "id": row % 2, "much": "x" * 99}
+        for row in range(3)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "c.csv").write_text(
+        "id,url,text\n" + "".join(f"{row['id']},{row['url']},{row['text']}\n" for row in rows)
+    )
+    odd = [
+        '{"text": "t", "id": NaN, "url": "\\ud800"}',
+        '{"text": "t", "url": null}',
+        '{"text": "t", "url": "%s"}' % ("u" * 999),
+    ]
+    (tmp_path / "d.jsonl").write_text("\n".join(odd))
+    made = stage(tmp_path / "*", meta_fields=["url", "id"], max_bytes=900)
+    documents, rejects = read_documents(stage_context(made), made)
+    metas = {unit: json.loads(row["meta"]) for unit, row in documents.items()}
+    for unit in range(9):
+        place = {"file": str(tmp_path / "abc"[unit // 3]), "row": unit % 3}
+        assert metas[unit].pop("file").startswith(place["file"]) and metas[unit].pop("row") == place["row"]
+        assert metas[unit] == {"url": rows[unit % 3]["url"], "id": str(unit % 3 % 2) if unit >= 6 else unit % 3 % 2}
+    assert (metas[9]["id"], metas[9]["url"]) == ("NaN", "?") and "url" not in metas[10]
+    assert rejects[11]["reason"] == "too-long"
+    with pytest.raises(DataError, match=r"a\.parquet has no column 'licence' \(it has: text, url, id, much\)"):
+        missing = stage(tmp_path / "a.parquet", meta_fields="licence")
+        make_plan(missing.files, missing.settings)
+    with pytest.raises(ValueError, match="row: the document's place"):
+        stage(tmp_path / "*", meta_fields=["row"])
+
+
 def test_excluded_files_are_left_out_of_what_a_pattern_names(tmp_path):
     for name in ("a.md", "b.md", "damaged.parquet"):
         (tmp_path / name).write_text("PAR1")

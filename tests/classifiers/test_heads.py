@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import skops.io
 from sklearn.linear_model import LogisticRegression, Perceptron
+from sklearn.metrics import roc_auc_score
 
 from classifiers.calibration import Platt
-from classifiers.forest import take_out_of_bag
+from classifiers.forest import take_out_of_bag, train_classifier
 from classifiers.head_file import dump_head, load_head
 from classifiers.heads import HEADS, NGRAMS, Examples, head_scores, train_head
 from classifiers.ngrams import hashed_ngrams
@@ -69,6 +70,18 @@ def test_out_of_bag_scores_are_no_part_of_a_stored_forest(examples: Examples) ->
         assert not np.array_equal(scores, head_scores(kind, plain, examples.vectors))
         assert take_out_of_bag(plain) is None
         assert len(dump_head(measured)) == pytest.approx(len(dump_head(plain)), abs=20)
+
+
+def test_rows_that_nearly_all_trees_saw_have_no_out_of_bag_score() -> None:
+    draws = np.random.default_rng(0)
+    for good, known_good in ((50, 50), (30, 30), (8, 0)):  # trees draw a row of a rare class several times each
+        labels = np.arange(100) < good
+        vectors = draws.normal(size=(100, 40)).astype(np.float32) + labels[:, None]
+        scores = take_out_of_bag(train_classifier(vectors, labels, None, 100, 3, 1, out_of_bag=True))
+        assert scores is not None
+        known = np.isfinite(scores)
+        assert known[~labels].all() and known[labels].sum() == known_good
+        assert not known_good or roc_auc_score(labels[known], scores[known]) > 0.9
 
 
 def test_a_scorer_survives_storage_with_its_curve_and_maps(examples: Examples, tmp_path) -> None:

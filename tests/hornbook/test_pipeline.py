@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 
 from hornbook.artifact import Artifact
 from hornbook.cli import guarded
@@ -218,6 +219,18 @@ def test_a_stopped_run_leaves_with_a_code_of_its_own(capsys: pytest.CaptureFixtu
         guarded(stopped)
     assert caught.value.code == 3  # with 0 a Ray job would show as SUCCEEDED
     assert capsys.readouterr().err.startswith("stopped: stories was stopped")
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    command = typer.Typer()
+
+    @command.command()
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as left:
+        guarded(lambda: command([]))
+    assert left.value.code == 130 and "the same command goes on" in capsys.readouterr().err
 
 
 def test_a_run_that_lost_its_lock_finishes_nothing(
