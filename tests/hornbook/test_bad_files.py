@@ -52,7 +52,7 @@ def test_a_parquet_file_that_cannot_be_opened(hornbook: Run, tmp_path: Path, ray
     bad.write_bytes(content)
     good = whole_parquet(tmp_path / "good.parquet")
     answer = hornbook("run", recipe(tmp_path, good, bad))
-    refused(answer, tmp_path, f"{bad} is not a readable Parquet file", "leave it out")
+    refused(answer, tmp_path, f"{bad} is not a readable Parquet file", "name it under `exclude`")
 
 
 def test_a_parquet_file_that_is_damaged_inside(hornbook: Run, tmp_path: Path, ray_cluster: None) -> None:

@@ -32,7 +32,7 @@ print(sorted({"torch", "ray", "vllm", "transformers", "pyarrow", "numpy", "sklea
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     without, heavy = done.stdout.splitlines()
-    assert without == "[] 20"
+    assert without == "[] 24"
     assert heavy == "[]"
 
 
