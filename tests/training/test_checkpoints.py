@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,12 @@ from training.loader import Loader
 from training.loop import train
 from training.metrics import read_metrics
 from training.mixture import Mixture, PhaseSettings
-from training.parallel import World, join_world, leave_world
+from training.parallel import World
 from training.settings import LoopSettings
 from training.trunk import NOTE, Trunk, branch_off, find_trunk, note_trunk
 
 STABLE = PhaseSettings(name="stable", steps=6, weights={"a": 1, "b": 2})
 DECAY = PhaseSettings(name="decay", steps=4, weights={"a": 1})
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    yield join_world()
-    leave_world()
 
 
 @pytest.fixture

@@ -17,19 +17,13 @@ from training.archive import file_digest
 from training.checkpoint import latest, load_weights
 from training.loop import train
 from training.metrics import read_metrics
-from training.parallel import World, join_world, leave_world
+from training.parallel import World
 from training.recorders import Recorders
 from training.samples import Prompts, read_prompts
 from training.settings import LoopSettings
 
 STEPS = 14
 PROMPTS = ["w7 w8", "w150 w20 w33 w4"]
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    yield join_world()
-    leave_world()
 
 
 @pytest.fixture(scope="module")

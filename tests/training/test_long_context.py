@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from training.job import Corpus, Job
 from training.metrics import read_metrics
 from training.mixture import PhaseSettings
 from training.model import LanguageModel
-from training.parallel import World, join_world, leave_world
+from training.parallel import World
 from training.presets import build_model, model_config
 from training.settings import LoopSettings
 from training.shards import ShardIndex
@@ -39,12 +38,6 @@ class Folder:
 
     def local_folder(self, inside: str = "") -> Path:
         return self.path / inside
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    yield join_world()
-    leave_world()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,10 @@ from training.metrics import MetricsFile, read_metrics
 from training.mixture import Mixture, PhaseSettings, with_realised
 from training.model import LanguageModel
 from training.optimizer import Average, Guard, make_optimizer
-from training.parallel import World, join_world, leave_world
+from training.parallel import World
 from training.presets import build_model, model_config
 from training.schedule import ScheduleSettings
 from training.settings import LoopSettings
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    yield join_world()
-    leave_world()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from training.loop import train
 from training.low_rank import LoraSettings, LowRankModel
 from training.metrics import read_metrics
 from training.model import LanguageModel
-from training.parallel import World, join_world, leave_world
+from training.parallel import World
 from training.presets import build_model, model_config
 from training.settings import LoopSettings
 
@@ -27,12 +26,6 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 2, "pad_token_id": None,
     },
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    yield join_world()
-    leave_world()
 
 
 @pytest.mark.parametrize("preset", list(SIZES))

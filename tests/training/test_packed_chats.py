@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from training.loop import train
 from training.metrics import read_metrics
 from training.mixture import Mixture, PhaseSettings
 from training.over_long import report_over_long
-from training.parallel import World, join_world, leave_world
+from training.parallel import World
 from training.settings import LoopSettings
 from training.sft import Sft, SftSettings
 from training.shards import Rows, ShardBuilder, TokenSource, write_shard_folder
@@ -33,12 +32,6 @@ LENGTH, CHATS, EOS, VOCABULARY = 64, 40, 0, 512
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HORNBOOK_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    yield join_world()
-    leave_world()
 
 
 @pytest.fixture

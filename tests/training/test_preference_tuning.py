@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,12 @@ from training.loop import train
 from training.loss import IGNORED
 from training.metrics import read_metrics
 from training.mixture import Mixture, PhaseSettings
-from training.parallel import World, join_world, leave_world
+from training.parallel import World
 from training.preference_model import PreferenceModel, row_log_probabilities
 from training.settings import LoopSettings
 from training.shards import ShardBuilder, TokenSource, write_shard_folder
 
 LENGTH, PAIRS, VOCABULARY = 24, 60, 512
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    yield join_world()
-    leave_world()
 
 
 @pytest.fixture

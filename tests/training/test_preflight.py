@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,7 @@ from hornbook.errors import TrainingError
 from training import preflight
 from training.memory import MemoryModel, shape_of
 from training.model import LanguageModel
-from training.parallel import World, join_world, leave_world
+from training.parallel import World
 from training.preflight import look_ahead, what_fits
 from training.presets import model_config
 from training.settings import LoopSettings
@@ -27,12 +26,6 @@ from training.settings import LoopSettings
 TOLERANCE = 0.2
 """Of the memory that training adds to the process: foretold within a fifth of what is measured (here it is within 10%)."""
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    yield join_world()
-    leave_world()
 
 
 def settings(**changes: Any) -> LoopSettings:
