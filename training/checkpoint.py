@@ -307,16 +307,14 @@ def _folders(folder: Path) -> list[Path]:
 
 def shared_attempt() -> str:
     """Return a random name that all ranks agree on (rank 0 draws it)."""
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    name = torch.tensor([int(uuid.uuid4().hex[:8], 16)], dtype=torch.int64, device=device)
+    name = torch.tensor([int(uuid.uuid4().hex[:8], 16)], dtype=torch.int64)
     dist.broadcast(name, src=0)
     return f"{int(name.item()):08x}"
 
 
 def _anywhere(problem: Exception | None) -> bool:
     """Tell whether any rank has a problem; all call it."""
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    failed = torch.tensor([problem is not None], dtype=torch.int32, device=device)
+    failed = torch.tensor([problem is not None], dtype=torch.int32)
     dist.all_reduce(failed, op=dist.ReduceOp.MAX)
     return bool(failed.item())
 

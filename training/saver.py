@@ -135,8 +135,7 @@ class Saver:
         """Wait until the save under way is whole. Raises TrainingError as `advance` does."""
         while self._phase != "idle":
             self.close()
-            device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-            sums = torch.tensor(self.state(), dtype=torch.int32, device=device)
+            sums = torch.tensor(self.state(), dtype=torch.int32)
             dist.all_reduce(sums)
             running, failed = sums.tolist()
             self.advance(running, failed, must)
