@@ -35,7 +35,7 @@ format: $(STAMP) ## Rewrite the sources in the one format.
 	@$(VENV)/ruff format .
 
 bench: $(STAMP) ## Run the benchmarks at small sizes; benchmarks/README.md says what they measure.
-	@for benchmark in benchmarks/generation.py benchmarks/plumbing.py benchmarks/training.py benchmarks/help_time.py benchmarks/checks.py benchmarks/near_duplicates.py benchmarks/extraction.py benchmarks/heuristics.py benchmarks/dedup.py benchmarks/chain.py benchmarks/reading.py benchmarks/scoring.py benchmarks/loader.py benchmarks/packing.py; do echo "== $$benchmark"; $(VENV)/python "$$benchmark" || exit 1; done
+	@for benchmark in benchmarks/generation.py benchmarks/plumbing.py benchmarks/two_workers.py benchmarks/help_time.py benchmarks/checks.py benchmarks/near_duplicates.py benchmarks/extraction.py benchmarks/heuristics.py benchmarks/dedup.py benchmarks/chain.py benchmarks/reading.py benchmarks/scoring.py benchmarks/loader.py benchmarks/packing.py; do echo "== $$benchmark"; $(VENV)/python "$$benchmark" || exit 1; done
 
 clean: ## Delete what was built or cached; keeps .venv and the store.
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

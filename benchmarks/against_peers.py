@@ -26,7 +26,6 @@ from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:1] = [str(ROOT), str(ROOT / "platform")]  # in place of this folder, where `training` is another file
 BATCH, LENGTH = 8, 512
 RATE, DECAY, BETAS, EPSILON = 1e-3, 0.1, (0.9, 0.95), 1e-8
 SIDES = ("hornbook", "hornbook, documents apart", "Trainer", "litgpt bf16-mixed", "litgpt bf16-true")

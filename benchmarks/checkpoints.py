@@ -98,9 +98,7 @@ def main() -> None:
     finally:
         shutil.rmtree(scratch)
     every = arguments.every
-    cycles = [rows[first : first + every] for first in range(every, len(rows), every)][
-        1:
-    ]  # the first save makes the buffer
+    cycles = [rows[first : first + every] for first in range(2 * every, len(rows), every)]  # the first made the buffer
     usual = median(row["seconds"] for cycle in cycles for row in cycle[AFTER:])
     lost = [sum(row["seconds"] for row in cycle) - every * usual for cycle in cycles]
     waited = [cycle[0]["checkpoint_seconds"] for cycle in cycles]

@@ -28,7 +28,6 @@ from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:1] = [str(ROOT), str(ROOT / "platform")]  # in place of this folder, where `training` is another file
 REAL, SIMULATED = (1, 2), (4, 8)
 ROWS, LENGTH = 1, 32  # of a microbatch: what is communicated does not depend on them
 GROUP = 2

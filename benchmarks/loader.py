@@ -10,7 +10,6 @@ memory-mapped files into int64 inputs and targets takes: no mixture, no order, n
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -19,9 +18,6 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:1] = [str(ROOT), str(ROOT / "platform")]  # in place of this folder, where `training` is another file
 
 if TYPE_CHECKING:
     from training.shards import Rows

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:1] = [str(ROOT), str(ROOT / "platform")]  # in place of this folder, where `training` is another file
 
 
 def memory(field: str) -> int:

@@ -33,8 +33,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:1] = [str(ROOT), str(ROOT / "platform")]  # in place of this folder, where `training` is another file
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """The training loop beside transformers' Trainer: same model, batch, precision and processors, one after the other.
 
-    python benchmarks/training.py [--steps 24]
+    python benchmarks/two_workers.py [--steps 24]
 
 Sides alternate, several rounds; ratios are taken within a round, since a shared machine's speed drifts between rounds.
 The Trainer packs no documents and so has no document mask; ours keeps it on.
@@ -22,7 +22,6 @@ from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:1] = [str(ROOT), str(ROOT / "platform")]  # in place of this folder, where `training` is this very file
 GLOBAL_BATCH, LENGTH, MICROBATCH = 32, 256, 16
 
 
