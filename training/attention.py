@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from hornbook.errors import RecipeError
-from training.cpu_attention import CPU_ATTENTION, first_keys
+from training.cpu_attention import CPU_ATTENTION, CPU_ATTENTION_KEEPING, first_keys
 from training.document_mask import document_attention, document_positions
 from training.settings import Attention
 
@@ -41,7 +41,7 @@ def document_arguments(model: PreTrainedModel, numbers: torch.Tensor) -> dict[st
     kind = model.config._attn_implementation
     if kind == FLEX:
         return {"attention_mask": document_blocks(numbers), "position_ids": positions}
-    if kind == CPU_ATTENTION:
+    if kind in (CPU_ATTENTION, CPU_ATTENTION_KEEPING):
         return {"attention_mask": first_keys(positions), "position_ids": positions}
     allowed = document_attention(numbers)
     if kind == "eager":  # adds its mask to the scores

@@ -14,7 +14,8 @@ type (2 in bf16, 4 in fp32):
     overhead       15% of all that: what allocators and kernels take for themselves (7% to 26% on a CPU)
 
 The activations are not a formula: one forward pass is run on the meta device, where tensors have shapes and no memory, and what
-autograd keeps is added up. So they hold for any architecture; attention counts as fused (queries, keys, values, output). One that
+autograd keeps is added up. So they hold for any architecture; attention counts as fused (queries, keys, values, output), on a CPU
+with the probabilities that it keeps. One that
 does not run there is taken for an ordinary block: 34 bytes a token and unit of width in bf16 (arXiv 2205.05198).
 """
 
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
+from training.cpu_attention import kept_probabilities, serves
 from training.layer_sharing import RepeatedBlock
 from training.loss import CHUNK_LOGITS
 from training.parallel import compute_dtype
@@ -156,9 +158,13 @@ class MemoryModel:
         if key not in self._kept:
             self._kept[key] = kept_by_autograd(self.shape, *key)
         kept, passes = self._kept[key], self.shape.passes
+        probabilities = 0
+        if self.device.type == "cpu" and settings.attention == "auto" and serves(self.shape.config):
+            heads = self.shape.config.num_attention_heads
+            probabilities = dtype.itemsize * kept_probabilities(rows, heads, settings.sequence_length)
         inputs = rows * settings.sequence_length * self.shape.width * dtype.itemsize
         of_blocks = {
-            "none": kept.block * passes,
+            "none": (kept.block + probabilities) * passes,
             "selective": (inputs + kept.products) * passes + kept.block,  # one block is computed again at a time
             "full": inputs * passes + kept.block,
         }[settings.activation_checkpointing]

@@ -83,7 +83,7 @@ def parallelize(model: LanguageModel, world: World, settings: LoopSettings, comp
     dtype = torch.bfloat16 if narrow else torch.float32
     set_attention(settings.attention, model.model, world.device, dtype, model.document_mask)
     if world.device.type == "cpu" and settings.attention == "auto":
-        use_cpu_attention(model.model)
+        use_cpu_attention(model.model, keep=settings.activation_checkpointing == "none")
     model.compiled_loss = compile_blocks and world.device.type == "cuda"
     for block in model.blocks:
         checkpoint_block(block, settings.activation_checkpointing)

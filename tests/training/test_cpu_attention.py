@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from training.cpu_attention import CPU_ATTENTION, attend, use_cpu_attention
+from training.cpu_attention import CPU_ATTENTION_KEEPING, attend, kept_probabilities, use_cpu_attention
 from training.loss import IGNORED
 from training.model import LanguageModel
 from training.presets import build_model, model_config
@@ -70,7 +70,7 @@ def test_models_give_the_same_loss_and_gradients(preset: str, document_mask: boo
         size |= {"num_key_value_heads": 3} if preset == "phi-3-mini" else {}
     plain, ours = (build_model(model_config(preset, **size), 1).double().eval() for _ in range(2))
     use_cpu_attention(ours)
-    assert ours.config._attn_implementation == CPU_ATTENTION
+    assert ours.config._attn_implementation == CPU_ATTENTION_KEEPING
     torch.manual_seed(0)
     tokens, targets = torch.randint(0, 97, (2, 150)), torch.randint(0, 97, (2, 150))
     targets[:, ::7] = IGNORED
@@ -88,3 +88,23 @@ def test_a_model_with_dropout_in_its_attention_keeps_its_own() -> None:
     model = build_model(model_config("phi-demo-3m", num_hidden_layers=1, attention_dropout=0.1), 1)
     use_cpu_attention(model)
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("documents", [0.0, 0.02])
+def test_kept_probabilities_change_nothing_but_time_and_memory(documents: float) -> None:
+    """The backward pass gets the same numbers from the forward one as it would work out again."""
+    torch.manual_seed(0)
+    first_keys = first_keys_of(3, documents)
+    tensors = [torch.randn(3, heads, LENGTH, 16).bfloat16() for heads in (4, 2, 2)]
+    arriving = torch.randn(3, LENGTH, 4, 16)
+
+    def attention(keep: bool) -> list[torch.Tensor]:
+        return with_gradients(lambda q, k, v: attend(q, k, v, first_keys, 0.25, keep=keep), tensors, arriving)
+
+    for one, other in zip(attention(True), attention(False), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_probabilities_are_kept_for_short_rows_only() -> None:
+    assert kept_probabilities(2, 4, LENGTH) == 2 * 4 * (128 * 128 + 128 * 256 + 44 * 300)
+    assert kept_probabilities(8, 32, 8_192) == 0
