@@ -68,7 +68,10 @@ def fork(store: Store, place: str, name: str = "", settings: Sequence[str] = ())
     if branch in source["stages"]:
         raise RecipeError(f"there is a stage {branch} in the recipe of {run.id}", "give another --name")
     value = {**copy.deepcopy(source["stages"][stage]), SETTING: f"{folder.removeprefix(f'{ARTIFACTS}/')}@{step}"}
-    value["phases"] = _remaining(source["stages"][stage], step)
+    own_phases = any(setting.partition("=")[0].strip() == "phases" for setting in settings)
+    value["phases"] = (
+        [] if own_phases else _remaining(source["stages"][stage], recipe.stages[stage].stage.settings, step)
+    )
     source["stages"][branch] = value
     for setting in settings:
         override_setting(source, f"stages.{branch}.{setting}")
@@ -84,12 +87,52 @@ def _folder(run: Run, stage: str) -> str:
     return str(run.value["stages"].get(stage, {}).get("folder", ""))
 
 
-def _remaining(settings: Mapping[str, Any], step: int) -> list[dict[str, Any]]:
-    """Return what is left of a stage's phases behind a step; they begin where its own trunk, if it has one, ends."""
-    left = step - int(str(settings.get(SETTING) or "@0").rpartition("@")[2])
+def _remaining(raw: Mapping[str, Any], settings: Any, step: int) -> list[dict[str, Any]]:
+    """Return what is left of a stage's phases behind a step; they begin where its own trunk, if it has one, ends.
+
+    Args:
+        raw: the stage's settings as they stand in the recipe.
+        settings: the same, checked.
+
+    Raises:
+        RecipeError: as `_rest`.
+    """
+    done = step - int(str(raw.get(SETTING) or "@0").rpartition("@")[2])
+    step_tokens = settings.loop.global_batch * settings.loop.sequence_length
     found = []
-    for phase in settings["phases"]:
-        if phase["steps"] > left:
-            found.append({**phase, "steps": phase["steps"] - max(left, 0)})
-        left -= phase["steps"]
+    for phase, checked in zip(raw["phases"], settings.phases, strict=True):
+        steps = checked.expected_steps(step_tokens)
+        if steps > done:
+            found.append(_rest(phase, steps, done) if done > 0 else dict(phase))
+        done -= steps
     return found
+
+
+def _rest(phase: Mapping[str, Any], steps: int, done: int) -> dict[str, Any]:
+    """Return a phase without its first steps: less of its budgets, and a ramp from where it is by then.
+
+    Raises:
+        RecipeError: what is left cannot be said as a phase: a learning rate that began to move in it would begin anew.
+    """
+    schedule = phase.get("schedule")
+    if schedule and (schedule.get("kind") != "constant" or done < schedule.get("warmup_steps", 0)):
+        raise RecipeError(
+            f"the branch would begin {done} steps into phase {phase['name']!r}, which has a schedule of its own",
+            "branch off where the phase begins or ends, or say what follows: --set 'phases=[{...}]'",
+        )
+    if budgets := phase.get("tokens"):
+        return {**phase, "tokens": {name: tokens * (steps - done) / steps for name, tokens in budgets.items()}}
+    rest = {**phase, "steps": steps - done}
+    if end := phase.get("end_weights"):
+        begin = phase.get("weights")
+        if not begin:
+            raise RecipeError(
+                f"the branch would begin {done} steps into phase {phase['name']!r}, whose weights move from the corpora's sizes",
+                "say what follows: --set 'phases=[{...}]'",
+            )
+        names, along = {**begin, **end}, done / steps
+        first, last = (
+            {name: weights.get(name, 0) / sum(weights.values()) for name in names} for weights in (begin, end)
+        )
+        rest["weights"] = {name: first[name] + (last[name] - first[name]) * along for name in names}
+    return rest
