@@ -59,11 +59,8 @@ def server(
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} is no model folder: {error}", "name a folder with a config.json") from None
-    if config.get("model_type") == "gpt_neo":
-        raise ModelError(
-            "vLLM has no GPT-Neo: the tinystories presets cannot be served",
-            "`hornbook chat` and `hornbook sample` run it",
-        )
+    if reason := unserved(config):
+        raise ModelError(f"it cannot be served: {reason}", "`hornbook chat` and `hornbook sample` run it")
     length = min(context or 1 << 30, int(config.get("max_position_embeddings", 2048)))
     options: dict[str, str] = {
         "served-model-name": name,
@@ -92,6 +89,9 @@ def unserved(config: Mapping[str, Any]) -> str:
     """Return why vLLM does not serve a model of this configuration; empty where nothing is known against it."""
     if config.get("model_type") == "gpt_neo":
         return "vLLM has no GPT-Neo, which the tinystories presets are"
+    activation = config.get("hidden_act", "silu")
+    if config.get("model_type") == "llama" and activation != "silu":
+        return f"vLLM's Llama gates with SiLU only, this one with {activation}, as the phonelm presets do"
     return ""
 
 
