@@ -265,11 +265,19 @@ def _warn(path: Path, error: Exception | None) -> None:
     warnings.warn(f"checkpoint {path} is torn and passed over: {error or 'on another node'}", stacklevel=3)
 
 
-def prune(folder: Path, keep: int, milestone_every: int | None, archive: Archive | None) -> None:
-    """Delete whole checkpoints but the newest `keep`, milestones and the best one, and attempts that never became one."""
-    names = _names(folder, archive)
+def prune(folder: Path, keep: int, milestone_every: int | None, archive: Archive | None, made: str) -> None:
+    """Delete checkpoints but the newest `keep`, milestones and the best one, and attempts that never became one.
+
+    `made`: the name of the one just made. Others of its step or of later ones the run passed over when it resumed: they are
+    torn, and must not count in place of a whole one.
+    """
+    names = [name for name in _names(folder, archive) if name == made or _step(name) < _step(made)]
     stay = {*names[: max(keep, 1)], *(name for name in names if milestone_every and _step(name) % milestone_every == 0)}
-    scored = [found for found in kept(folder, archive) if found.score is not None and math.isfinite(found.score)]
+    scored = [
+        found
+        for found in kept(folder, archive)
+        if found.path.name in names and found.score is not None and math.isfinite(found.score)
+    ]
     if scored:
         stay.add(min(reversed(scored), key=lambda found: found.score or 0.0).path.name)  # of equals the first one made
     if archive:

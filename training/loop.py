@@ -138,7 +138,8 @@ def train(
             row: dict[str, Any] = {"step": done, "phase": batch.phase, "loss": loss, "lr": rate, "grad_norm": norm}
             row |= figures
             if done % settings.validate_every == 0 or done == steps or wants_validation(settings, done):
-                row["validation"] = held_out(model, world, references)
+                with average.in_place(model):
+                    row["validation"] = held_out(model, world, references)
                 row |= {f"validation_{figure}": values for figure, values in held_out.figures.items()}
                 if not isinstance(model, PreferenceModel):
                     row |= _readable(row["validation"], bytes_per_token or {})
@@ -146,7 +147,8 @@ def train(
             row["source_tokens"] = dict(zip(mixture.sources, counts.of_sources, strict=True))
             row |= {"batch_digest": f"{counts.digest:012x}", "skipped": guard.skipped} | saver.figures()
             if samples and (done % settings.sample_every == 0 or done == steps):
-                row["samples"] = samples(model, world, done)
+                with average.in_place(model):
+                    row["samples"] = samples(model, world, done)
             record.step(row)
             progress(row)
             if guard.in_a_row >= settings.patience:
@@ -158,9 +160,9 @@ def train(
                 )
             stopped = stopping and done < steps
             if done % settings.checkpoint_every == 0 or done == steps or stopped or hurry:
-                record.keep()
-                last = done == steps or stopped
-                saver.save(done, model, optimizer, average, guard.counters(), row.get("validation", {}), last, hurry)
+                obstacle, last = record.keep(), done == steps or stopped
+                losses = row.get("validation", {})
+                saver.save(done, model, optimizer, average, guard.counters(), losses, last, hurry, obstacle)
             if stopped:
                 break
     finally:
@@ -181,10 +183,20 @@ def _readable(losses: Mapping[str, float], bytes_per_token: Mapping[str, float])
     return found | ({"bits_per_byte": known} if known else {})
 
 
+COMPUTED_WITH = (
+    "hidden_act", "activation_function", "num_attention_heads", "num_heads", "num_key_value_heads", "head_dim",
+    "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "attention_layers", "window_size", "sliding_window", "layer_types",
+)  # fmt: skip
+"""Fields of a configuration by which weights of the same shapes compute something else. Not its positions: a branch may
+lengthen the context."""
+
+
 def model_fingerprint(model: LanguageModel) -> str:
-    """Return a hash of what a checkpoint must fit: the names and shapes of all parameters, and the attention's mask."""
+    """Return a hash of what a checkpoint must fit: names and shapes of all parameters, what is computed with them, the mask."""
+    config = model.model.config
     shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
-    return hashlib.sha256(repr((model.model.config.model_type, shapes, model.document_mask)).encode()).hexdigest()
+    fields = [(name, getattr(config, name)) for name in COMPUTED_WITH if getattr(config, name, None) is not None]
+    return hashlib.sha256(repr((config.model_type, shapes, fields, model.document_mask)).encode()).hexdigest()
 
 
 class _Counts(NamedTuple):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,26 @@ class MetricsFile:
         temporary = path.with_name(f".{path.name}")
         temporary.write_text("".join(kept))
         temporary.replace(path)
+        self._waiting: list[str] = []
 
     def append(self, row: dict[str, Any]) -> None:
-        """Append one row; it is in the file when this returns."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        """Append one row; it is in the file when this returns. Raises OSError as `write` does."""
+        self._waiting.append(json.dumps(row) + "\n")
+        self.write()
+
+    def write(self) -> None:
+        """Write rows that could not be written before. Raises OSError: they still wait, and the file is as it was."""
+        if not self._waiting:
+            return
+        size = self.path.stat().st_size
+        try:
+            with self.path.open("a") as file:
+                file.write("".join(self._waiting))
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)
+            raise
+        self._waiting = []
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +103,23 @@ class Average:
         if self.decay is not None:
             for name, parameter in model.named_parameters():
                 self.weights[name].lerp_(parameter.detach(), 1.0 - self.decay)
+
+    @contextlib.contextmanager
+    def in_place(self, model: nn.Module) -> Iterator[None]:
+        """Let a model compute with the average, which is what will be left of it; without one it stays as it is."""
+        self._swap(model)
+        try:
+            yield
+        finally:
+            self._swap(model)
+
+    @torch.no_grad()
+    def _swap(self, model: nn.Module) -> None:
+        if self.decay is not None:
+            for name, parameter in model.named_parameters():
+                own = parameter.detach().clone()
+                parameter.copy_(self.weights[name])
+                self.weights[name].copy_(own)
 
 
 @dataclass

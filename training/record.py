@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Record:
         if not self._here:
             return
         self._folder, self._archive = folder, archive
+        self._full: set[str] = set()
         if archive:
             for name in (METRICS, SAMPLES):
                 archive.get_metrics(folder / name)
@@ -43,23 +44,45 @@ class Record:
         if not self._here:
             return
         figures = {key: value for key, value in row.items() if key != "samples"}
-        self._metrics.append(json_ready(figures))
+        self._write(lambda: self._metrics.append(json_ready(figures)), METRICS)
         self._recorders.row(figures)
         if "samples" in row:
-            self._samples = self._samples or MetricsFile(self._folder / SAMPLES, 0)
-            self._samples.append({"step": row["step"], "samples": row["samples"]})
+            self._write(lambda: self._append_samples(row), SAMPLES)
             if row["step"] > self._sampled:  # else an earlier attempt recorded the same; TensorBoard replaces no texts
                 self._recorders.texts(row["step"], row["samples"])
         if self._recorders.problems:  # a worker's own warnings end in its log, which nobody reads
             row["warnings"], self._recorders.problems = self._recorders.problems, []
 
-    def keep(self) -> None:
-        """Make all of it outlive this process: a checkpoint comes next, and no resume makes its steps again."""
+    def keep(self) -> OSError | None:
+        """Make all of it outlive this process: a checkpoint comes next, and no resume makes its steps again.
+
+        Returns why a step's figures are not in their file, if they are not.
+        """
         if not self._here:
-            return
+            return None
+        try:
+            self._metrics.write()
+        except OSError as error:
+            return error
         self._recorders.flush()
         if self._archive:
             self._archive.put_record(self._folder)
+        return None
+
+    def _append_samples(self, row: dict[str, Any]) -> None:
+        self._samples = self._samples or MetricsFile(self._folder / SAMPLES, 0)
+        self._samples.append({"step": row["step"], "samples": row["samples"]})
+
+    def _write(self, write: Callable[[], None], name: str) -> None:
+        """Write; where there is no room, say so once: the rows wait, and whether the run goes on is the next checkpoint's matter."""
+        try:
+            write()
+        except OSError as error:
+            if name not in self._full:
+                self._recorders.problems.append(f"{name} cannot be written ({error}): its rows wait")
+            self._full.add(name)
+        else:
+            self._full.discard(name)
 
     def close(self) -> None:
         """Write out what is left."""

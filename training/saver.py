@@ -59,6 +59,7 @@ class Saver:
         self._problem: Exception | None = None
         self._buffer: ShardBuffer | None = None
         self._path = folder
+        self._obstacle: OSError | None = None
         self._files: dict[str, tuple[int, str]] = {}
         self._fields: dict[str, Any] = {}
         self._metrics_size = 0
@@ -74,6 +75,7 @@ class Saver:
         losses: Mapping[str, float],
         last: bool,
         hurry: bool = False,
+        obstacle: OSError | None = None,
     ) -> None:
         """Copy what a checkpoint holds and begin to write it; wait for the one before, if that is still under way.
 
@@ -83,6 +85,7 @@ class Saver:
             losses: validation losses by source at this step, if it validated.
             last: nothing is trained after this one: wait until it is whole, and whatever the settings say, fail if it cannot be.
             hurry: wait until it is whole: this machine may soon be gone.
+            obstacle: what kept this rank from writing the figures of the steps; a checkpoint without them is none.
 
         Raises:
             TrainingError: it, or the one before, could not be written; earlier checkpoints are untouched.
@@ -98,6 +101,7 @@ class Saver:
         metrics = self._folder.parent / METRICS
         self._metrics_size = metrics.stat().st_size if metrics.exists() else 0  # later rows are of later steps
         self._fields = {"step": step, "extra": counters, "score": self._score(losses)}
+        self._obstacle = obstacle
         self._phase = "writing"
         self._start(self._write)
         if last or hurry or not self._settings.asynchronous_checkpoints:
@@ -166,6 +170,8 @@ class Saver:
         """Write this rank's shard, to where it lasts."""
         assert self._buffer is not None
         self._files = {}
+        if self._obstacle is not None:
+            raise self._obstacle
         self._path.mkdir(parents=True, exist_ok=True)
         if not self._buffer.size:
             return
@@ -180,7 +186,13 @@ class Saver:
             self._archive.put_metrics(self._folder.parent / METRICS, self._metrics_size)
         found = Checkpoint(world=dist.get_world_size(), path=self._path, **self._run, **self._fields)
         checkpoints.write_manifest(found, self._archive)
-        checkpoints.prune(self._folder, self._settings.keep_checkpoints, self._settings.milestone_every, self._archive)
+        checkpoints.prune(
+            self._folder,
+            self._settings.keep_checkpoints,
+            self._settings.milestone_every,
+            self._archive,
+            self._path.name,
+        )
 
     def _give_up(self, must: bool) -> None:
         reasons: list[str] = [""] * dist.get_world_size()

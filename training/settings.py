@@ -47,7 +47,7 @@ class LoopSettings(Settings):
         None,
         gt=0,
         lt=1,
-        description="Keep a moving average of the weights with this decay; it is what the stage leaves.",
+        description="Keep a moving average of the weights with this decay; it is what is validated, and what the stage leaves.",
     )
     schedule: ScheduleSettings = Field(ScheduleSettings(), description="How the learning rate moves.")
     global_batch: int = Field(32, ge=1, description="Rows per optimizer step, over all workers.")

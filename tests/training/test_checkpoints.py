@@ -136,6 +136,42 @@ def test_a_full_disk_stops_the_run_or_not(folder: Path, world: World) -> None:
     assert done[-1] < 6, "it stopped at the checkpoint after the one that failed, at the latest"
 
 
+def test_figures_wait_until_the_disk_has_room(folder: Path, world: World) -> None:
+    """Full from step 3 to 6 for `metrics.jsonl`, too: its rows wait, and no checkpoint is made of steps without figures."""
+    metrics = folder / "run" / "metrics.jsonl"
+    told: list[str] = []
+    limits: list[Any] = []
+
+    def progress(row: dict[str, Any]) -> None:
+        told.extend(row.get("warnings", []))
+        if row["step"] == 3:
+            limits.append(small_files(metrics.stat().st_size + 100))
+            limits[0].__enter__()
+        if row["step"] == 6:
+            assert [each["step"] for each in read_metrics(metrics)] == [1, 2, 3]
+            limits[0].__exit__(None, None, None)
+
+    with pytest.warns(UserWarning, match=r"step-00000004.*could not be written"):
+        rows = run(
+            folder / "run", world, planned(folder, STABLE, DECAY), progress=progress, on_failed_checkpoint="continue",
+            keep_checkpoints=9, asynchronous_checkpoints=False,
+        )  # fmt: skip
+    assert [row["step"] for row in rows] == list(range(1, 11)) and steps(folder / "run") == [2, 6, 8, 10]
+    assert len(told) == 1 and told[0].startswith("metrics.jsonl cannot be written")
+
+
+def test_a_torn_checkpoint_does_not_stay_in_place_of_a_whole_one(folder: Path, world: World) -> None:
+    run(folder / "run", world, planned(folder, STABLE), keep_checkpoints=1)
+    (only,) = (folder / "run" / "checkpoints").iterdir()
+    torn = only.rename(only.with_name("step-00000006-ffffffff"))  # attempts' names are random: this one is the last
+    (shard,) = torn.glob("*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="is torn and passed over"):
+        run(folder / "run", world, planned(folder, STABLE), keep_checkpoints=1)
+    found = latest(folder / "run" / "checkpoints")
+    assert found is not None and found.step == 6 and not torn.exists()
+
+
 @pytest.mark.parametrize("where", [Path("/dev/shm"), Path()])
 def test_a_shard_is_a_safetensors_file(tmp_path: Path, where: Path) -> None:
     """Through memory alone (no direct writes there), and through a disk; the size is no multiple of anything."""

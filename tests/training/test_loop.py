@@ -10,7 +10,7 @@ import torch
 from small_run import open_data, open_loader, small_files, small_model, write_data
 
 from hornbook.errors import TrainingError
-from training.checkpoint import latest
+from training.checkpoint import latest, load_weights
 from training.loader import Loader
 from training.loop import train
 from training.metrics import MetricsFile, read_metrics
@@ -21,6 +21,7 @@ from training.parallel import World
 from training.presets import build_model, model_config
 from training.schedule import ScheduleSettings
 from training.settings import LoopSettings
+from training.validation import Validation
 
 
 @pytest.fixture
@@ -66,6 +67,11 @@ def test_a_resume_on_other_data_or_another_model_is_refused(folder: Path, world:
     )
     with pytest.raises(TrainingError, match="belongs to another model"):
         run(folder, world, LanguageModel(build_model(config, 0), 0), loader_of(folder, 2))
+    for field, value in (("hidden_act", "relu"), ("num_attention_heads", 4), ("layer_norm_eps", 1e-3)):
+        same_shapes = small_model().model.config
+        setattr(same_shapes, field, value)
+        with pytest.raises(TrainingError, match="belongs to another model"):
+            run(folder, world, LanguageModel(build_model(same_shapes, 0), 0), loader_of(folder, 2))
 
 
 def test_an_unwritable_checkpoint_leaves_the_one_before(folder: Path, world: World) -> None:
@@ -142,6 +148,19 @@ def test_muon_takes_the_matrices_of_blocks_only(world: World) -> None:
     assert sum(len(group["params"]) for part in (adamw, muon) for group in part.param_groups) == len(
         list(model.parameters())
     )
+
+
+def test_what_is_validated_is_what_the_stage_leaves(folder: Path, world: World) -> None:
+    run(folder, world, small_model(), loader_of(folder, 4), average=0.9, learning_rate=0.05)
+    found, row = latest(folder / "run" / "checkpoints"), list(read_metrics(folder / "run" / "metrics.jsonl"))[-1]
+    assert found is not None
+    losses = []
+    for averaged in (True, False):
+        left = small_model()
+        load_weights(found, left, averaged)
+        losses.append(Validation(open_data(folder, "validation"), 2, 8)(left, world))
+    assert row["validation"] == pytest.approx(losses[0], rel=1e-5)
+    assert row["validation"] != pytest.approx(losses[1], rel=1e-2)
 
 
 def test_the_average_is_what_its_formula_says(folder: Path, world: World) -> None:
