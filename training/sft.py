@@ -13,6 +13,7 @@ from pydantic import Field
 
 from hornbook.stage import StageContext, StageResult
 from training.over_long import report_over_long
+from training.paper_tuning import Paper, as_in_paper
 from training.shards import Rows
 from training.tuning import Tuning, TuningLoopSettings, TuningSettings
 
@@ -32,6 +33,10 @@ class SftSettings(TuningSettings):
     """How long and how a model is tuned."""
 
     epochs: float = Field(3.0, gt=0, description="How often each conversation is seen.")
+    paper: Paper | None = Field(
+        None,
+        description="What is left open here and in `loop` is as in this paper's tuning; see docs/training/tuning.md.",
+    )
     loop: SftLoopSettings = Field(SftLoopSettings(), description="How it is trained.")
     packing: Literal["none", "best-fit"] = Field(
         "none",
@@ -52,6 +57,9 @@ class Sft(Tuning):
     settings: SftSettings
     form = "chat"
     rows = "documents"
+
+    def __init__(self, name: str, settings: SftSettings, seed: int) -> None:
+        super().__init__(name, as_in_paper(settings, settings.paper), seed)
 
     def with_rows(self, job: Job) -> Job:
         """Return the job with conversations laid into rows as the settings say."""

@@ -36,6 +36,7 @@ class TuningSettings(Settings):
     """How long and how a model is tuned."""
 
     epochs: float = Field(1.0, gt=0, description="How often each row is seen.")
+    steps: int | None = Field(None, ge=1, description="Optimizer steps, in place of epochs.")
     lora: LoraSettings | None = Field(
         None, description="Train adapters of this size only, and fold them in at the end."
     )
@@ -105,7 +106,7 @@ class Tuning(Stage):
             corpora=open_corpora(context, model.local_folder("model"), self.form),
             rows=self.rows,
             phases=(),
-            max_epochs=math.ceil(self.settings.epochs) + 1,
+            max_epochs=1.0,
             seed=derive_seed(context.seed, "training"),
             artifact=context.artifact,
             start=model,
@@ -116,7 +117,9 @@ class Tuning(Stage):
         )
         job = self.with_rows(job)
         rows = sum(len(source) for source in job.open("train").values())
-        return replace(job, phases=[PhaseSettings(name=self.kind, steps=self._steps(rows))])
+        steps = self._steps(rows)
+        epochs = math.ceil(steps * self.settings.loop.global_batch / max(rows, 1)) + 1
+        return replace(job, phases=[PhaseSettings(name=self.kind, steps=steps)], max_epochs=epochs)
 
     def _steps(self, rows: int) -> int:
-        return max(1, round(self.settings.epochs * rows / self.settings.loop.global_batch))
+        return self.settings.steps or max(1, round(self.settings.epochs * rows / self.settings.loop.global_batch))

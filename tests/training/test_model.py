@@ -16,7 +16,7 @@ from training.flops import flops_per_token
 from training.layer_sharing import share_blocks
 from training.loss import IGNORED, chunked_cross_entropy
 from training.model import LanguageModel
-from training.presets import build_model, count_parameters, model_config
+from training.presets import PRESETS, build_model, count_parameters, model_config
 
 SMALL: dict[str, dict[str, Any]] = {
     "phi-demo-3m": {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "num_hidden_layers": 2},
@@ -72,6 +72,9 @@ def small(request: pytest.FixtureRequest) -> Iterator[Any]:
         ("mobilellm-1.5b", 1_511_188_800),
         ("mobilellm-125m-ls", 124_635_456),
         ("mobilellm-350m-ls", 345_355_200),
+        ("mobilellm-600m-ls", 603_188_352),
+        ("mobilellm-1b-ls", 1_005_461_760),
+        ("mobilellm-1.5b-ls", 1_511_188_800),
         ("phonelm-0.5b", 509_658_112),
         ("phonelm-1.5b", 1_618_593_280),
         ("hammerllm-1.4b", 1_402_288_128),
@@ -93,6 +96,8 @@ def test_presets_are_named_and_initialised_by_seed() -> None:
     config = model_config("phi-demo-3m", **SMALL["phi-demo-3m"])
     one, same, other = (build_model(config, seed).lm_head.weight for seed in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
+    assert float(one.std()) == pytest.approx(0.02, rel=0.02)
+    assert {name: model_config(name).initializer_range for name in PRESETS} == dict.fromkeys(PRESETS, 0.02)
 
 
 @pytest.mark.parametrize("bias", [True, False])
