@@ -3,10 +3,10 @@
     python benchmarks/against_peers.py [--rounds 3] [--steps 12] [--models llama-7m tinystories-3m]
 
 Each side runs in a process of its own, in turns, in bf16, compiled unless the C++ compiler breaks down; ratios are taken within a
-round, by the clock and by processor time, since a shared machine's speed drifts. All see whole rows causally, as the peers cannot do otherwise; hornbook
-with its document mask is an extra row. litgpt is the package from the registry, unmodified, in a folder that this script makes
-(`--litgpt FOLDER`), in mixed precision and in pure bf16 (no float32 weights: less work, and not the same training).
-It has no GPT-Neo: for tinystories-3m it gets its nearest model (rotary positions of no width, windows in every second block).
+round, by the clock and by processor time, since a shared machine's speed drifts. All see whole rows causally, as the peers cannot
+do otherwise; hornbook with its document mask is an extra row. litgpt is the package from the registry, unmodified, in a folder
+that this script makes (`--litgpt FOLDER`), in mixed precision and in pure bf16 (no float32 weights: less work, and not the same
+training). It has no GPT-Neo: for tinystories-3m it gets its nearest model (rotary positions of no width, windows in every second block).
 """
 
 from __future__ import annotations
