@@ -254,7 +254,9 @@ class Job:
         if self.only_preflight or self.settings.preflight == "auto":
             found = checkpoint.newest(self.folder / "checkpoints", self.archive)
             first = found.step if found else self.trunk.step if self.trunk else 0
-            watch = Watch(look_ahead(self.settings, model, loader, self.folder, world, first), self.only_preflight)
+            archived = self.archive is not None
+            ahead = look_ahead(self.settings, model, loader, self.folder, world, first, archived)
+            watch = Watch(ahead, self.only_preflight)
 
         def watched(row: dict[str, Any]) -> None:
             if watch:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -88,9 +89,17 @@ class Preflight:
 
 
 def look_ahead(
-    settings: LoopSettings, model: LanguageModel, loader: Loader, folder: Path, world: World, first: int
+    settings: LoopSettings,
+    model: LanguageModel,
+    loader: Loader,
+    folder: Path,
+    world: World,
+    first: int,
+    archived: bool = False,
 ) -> Preflight:
     """Return what a run will take from step `first` on; all ranks call it, before the model is laid over them.
+
+    `archived`: checkpoints last on an object store, and `folder` keeps the newest one alone.
 
     Raises:
         TrainingError: it cannot fit, into the memory of a worker or the disk; the message says what would.
@@ -103,6 +112,7 @@ def look_ahead(
     held = -_least(-max(0.0, resident - 4 * shape.parameters), world)  # the model lies in memory already
     state = memory.weights + memory.optimizer + memory.average
     folder.mkdir(parents=True, exist_ok=True)
+    most = 2 if archived else most_checkpoints(settings, steps)
     found = Preflight(
         memory=memory,
         held=held,
@@ -111,7 +121,7 @@ def look_ahead(
         steps=steps,
         left=steps - first,
         checkpoint=state * world.size,
-        checkpoints=max(1, settings.keep_checkpoints + 1 - len(list((folder / "checkpoints").glob("step-*")))),
+        checkpoints=max(1, most - len(list((folder / "checkpoints").glob("step-*")))),
         disk=_least(float(shutil.disk_usage(folder).free), world),
         loader=_loader_speed(loader, first, world),
     )
@@ -127,9 +137,20 @@ def look_ahead(
     if found.checkpoint * found.checkpoints > found.disk:
         raise TrainingError(
             f"the checkpoints do not fit: {found.checkpoints} of {size(found.checkpoint)} on {size(found.disk)} free at {folder}",
-            "free space, lower loop.keep_checkpoints, or move the store (HORNBOOK_STORE); preflight: off begins nevertheless",
+            "free space, lower loop.keep_checkpoints, raise loop.milestone_every, or move the store (HORNBOOK_STORE); "
+            "preflight: off begins nevertheless",
         )
     return found
+
+
+def most_checkpoints(settings: LoopSettings, steps: int) -> int:
+    """Return how many checkpoints of a run lie on the disk at a time, at most: kept ones, and the one being written."""
+    newest = settings.keep_checkpoints + 1
+    milestones = 0
+    if settings.milestone_every is not None:
+        apart = math.lcm(settings.milestone_every, settings.checkpoint_every)
+        milestones = max(0, steps - newest * settings.checkpoint_every) // apart  # older than the newest ones
+    return newest + milestones + (settings.best_by is not None)
 
 
 def what_fits(foretell: MemoryModel, settings: LoopSettings, workers: int, free: float) -> Iterator[str]:

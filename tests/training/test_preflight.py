@@ -19,7 +19,7 @@ from training import preflight
 from training.memory import MemoryModel, shape_of
 from training.model import LanguageModel
 from training.parallel import World
-from training.preflight import look_ahead, what_fits
+from training.preflight import look_ahead, most_checkpoints, what_fits
 from training.presets import model_config
 from training.settings import LoopSettings
 
@@ -112,3 +112,21 @@ def test_every_advice_fits() -> None:
     checkpointed = wanted.model_copy(update={"activation_checkpointing": alone.split(" ")[2]})
     assert foretell(checkpointed, 1).total <= free
     assert list(what_fits(foretell, wanted, 64, 1.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("keep", "milestone", "best"), [(2, None, False), (1, 300, False), (3, 200, True), (2, 150, True)]
+)
+def test_all_checkpoints_that_stay_are_counted(keep: int, milestone: int | None, best: bool) -> None:
+    """Against a run played through: of what is kept at every save, and the one being written."""
+    loop = settings(
+        checkpoint_every=100, keep_checkpoints=keep, milestone_every=milestone, best_by="mean" if best else None
+    )
+    there: set[int] = set()
+    most = 0
+    for step in range(100, 2001, 100):
+        most = max(most, len(there) + 1)
+        saved = sorted({*there, step})
+        there = {*saved[-keep:], *(found for found in saved if milestone and found % milestone == 0)}
+        there |= {100} if best else set()
+    assert most_checkpoints(loop, 2000) == most
