@@ -156,7 +156,8 @@ def train(
                 how = "not finite" if not math.isfinite(loss + norm) else f"over {settings.leap} times the usual"
                 raise TrainingError(
                     f"step {done}: the loss or its gradient was {how} {guard.in_a_row} steps in a row",
-                    "lower learning_rate, lengthen schedule.warmup_steps, or set precision to fp32; then run again",
+                    "lower learning_rate, lengthen schedule.warmup_steps, or set precision to fp32; then run again, or branch "
+                    "off from a checkpoint with `hornbook fork RUN@STEP --set loop.learning_rate=...`",
                 )
             stopped = stopping and done < steps
             if done % settings.checkpoint_every == 0 or done == steps or stopped or hurry:
@@ -196,7 +197,8 @@ def model_fingerprint(model: LanguageModel) -> str:
     config = model.model.config
     shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
     fields = [(name, getattr(config, name)) for name in COMPUTED_WITH if getattr(config, name, None) is not None]
-    return hashlib.sha256(repr((config.model_type, shapes, fields, model.document_mask)).encode()).hexdigest()
+    passes = [getattr(block, "times", 1) for block in model.blocks]
+    return hashlib.sha256(repr((config.model_type, shapes, fields, passes, model.document_mask)).encode()).hexdigest()
 
 
 class _Counts(NamedTuple):
