@@ -171,6 +171,10 @@ def what_fits(foretell: MemoryModel, settings: LoopSettings, workers: int, free:
         smaller = next(((rows, needed) for rows in halves if (needed := fits(also | {"microbatch": rows}))), None)
         if smaller:
             yield f"set loop.microbatch to {smaller[0]}{' and ' + said if said else ''} ({size(smaller[1])})"
+    full: dict[str, Any] = {"sharding": "full"}
+    less = foretell(settings.model_copy(update=full), workers).total < foretell(settings, workers).total
+    if less and (needed := fits(full)):
+        yield f"set loop.sharding: full ({size(needed)})"
     count = 2 * workers
     while count <= MOST_WORKERS:
         if needed := fits({}, count):

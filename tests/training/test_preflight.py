@@ -112,6 +112,10 @@ def test_every_advice_fits() -> None:
     checkpointed = wanted.model_copy(update={"activation_checkpointing": alone.split(" ")[2]})
     assert foretell(checkpointed, 1).total <= free
     assert list(what_fits(foretell, wanted, 64, 1.0)) == []
+    on_cpus = MemoryModel(shape_of(on_meta("mobilellm-125m")), CPU)
+    little = settings(microbatch=1, activation_checkpointing="full")
+    free = on_cpus(little.model_copy(update={"sharding": "full"}), 2).total
+    assert any(line.startswith("set loop.sharding: full") for line in what_fits(on_cpus, little, 2, free))
 
 
 @pytest.mark.parametrize(
