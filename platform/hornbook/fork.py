@@ -45,7 +45,7 @@ def fork(store: Store, place: str, name: str = "", settings: Sequence[str] = ())
 
     Raises:
         StoreError: there is no such run or stage, or it has not begun.
-        RecipeError: nothing follows the step, the stage's name is taken, or a setting is wrong.
+        RecipeError: nothing follows the step, or only the user can say what; the stage's name is taken, or a setting is wrong.
     """
     where, _, number = place.partition("@")
     if not number.isdigit() or not int(number):
@@ -68,7 +68,8 @@ def fork(store: Store, place: str, name: str = "", settings: Sequence[str] = ())
     if branch in source["stages"]:
         raise RecipeError(f"there is a stage {branch} in the recipe of {run.id}", "give another --name")
     value = {**copy.deepcopy(source["stages"][stage]), SETTING: f"{folder.removeprefix(f'{ARTIFACTS}/')}@{step}"}
-    value["phases"] = _remaining(source["stages"][stage], step)
+    told = any(setting.partition("=")[0] == "phases" for setting in settings)
+    value["phases"] = [] if told else _remaining(stage, source["stages"][stage], step)
     source["stages"][branch] = value
     for setting in settings:
         override_setting(source, f"stages.{branch}.{setting}")
@@ -84,12 +85,25 @@ def _folder(run: Run, stage: str) -> str:
     return str(run.value["stages"].get(stage, {}).get("folder", ""))
 
 
-def _remaining(settings: Mapping[str, Any], step: int) -> list[dict[str, Any]]:
-    """Return what is left of a stage's phases behind a step; they begin where its own trunk, if it has one, ends."""
+def _remaining(stage: str, settings: Mapping[str, Any], step: int) -> list[dict[str, Any]]:
+    """Return what is left of a stage's phases behind a step; they begin where its own trunk, if it has one, ends.
+
+    Raises:
+        RecipeError: the step cuts a phase whose rest is no phase of the same kind.
+    """
     left = step - int(str(settings.get(SETTING) or "@0").rpartition("@")[2])
     found = []
     for phase in settings["phases"]:
+        if left <= 0:
+            found.append(dict(phase))
+            continue
+        whole = next((key for key in ("tokens", "end_weights", "schedule") if phase.get(key)), "")
+        if whole == "tokens" or (whole and phase["steps"] > left):
+            raise RecipeError(
+                f"what is left of the phase {phase['name']!r} of {stage} after step {step} cannot be said: it has {whole}",
+                "say what follows: --set 'phases=[{name: more, steps: 100}]'",
+            )
         if phase["steps"] > left:
-            found.append({**phase, "steps": phase["steps"] - max(left, 0)})
+            found.append({**phase, "steps": phase["steps"] - left})
         left -= phase["steps"]
     return found
