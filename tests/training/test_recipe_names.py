@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from in_process import finish
+from small_run import write_data
 
+from hornbook.artifact import Artifact
 from hornbook.errors import RecipeError
 from hornbook.fork import fork
+from hornbook.pipeline import _summary
 from hornbook.recipe import Recipe, check_recipe, load_recipe
 from hornbook.runs import new_run
 from hornbook.store import Store
+from training.job import Corpus, Job
+from training.launch import locate_token
+from training.mixture import PhaseSettings
+from training.settings import LoopSettings
+from training.shards import ShardIndex
 
 STAGES: dict[str, Any] = {
     "web": {"kind": "installed-python"},
@@ -149,3 +159,23 @@ def test_a_warm_up_longer_than_the_run_is_said(capsys: pytest.CaptureFixture[str
     assert "the warm-up takes 1,000 steps and the run 4" in capsys.readouterr().err
     recipe().stages["pretrain"].stage.ready()
     assert not capsys.readouterr().err
+
+
+def test_a_traced_token_is_of_a_source_as_the_mixture_calls_it(tmp_path: Path) -> None:
+    """Not as the documents' own column has it: by its name the trace finds the stage that it was packed from."""
+    write_data(tmp_path)
+    folder = tmp_path / "data" / "a"
+    place: Any = SimpleNamespace(local_folder=lambda inside="": folder / inside)
+    job = Job(
+        settings=LoopSettings(global_batch=2, sequence_length=32), rows="windows", max_epochs=1, seed=1,
+        corpora=[Corpus("renamed", place, ShardIndex.read(folder))], phases=[PhaseSettings(name="all", steps=1)],
+        artifact=Artifact(Store(str(tmp_path)), "artifacts/trained"),
+    )  # fmt: skip
+    assert locate_token(job, step=1, row=0, position=5).corpus == "renamed"
+
+
+def test_a_training_stage_is_summed_up_by_what_it_learned(tmp_path: Path) -> None:
+    artifact = Artifact(Store(str(tmp_path)), "artifacts/trained")
+    figures = {"steps": 1200, "loss": 2.5, "validation": {"web": 2.71828, "books": 3.0}}
+    finish(artifact, "pretrain", "model", figures)
+    assert _summary(artifact) == "1,200 steps, loss 2.500, held out web 2.718, books 3.000"
