@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from in_process import finish
+from corpus import finish
 from small_run import write_data
 
 from hornbook.artifact import Artifact
@@ -177,5 +177,5 @@ def test_a_traced_token_is_of_a_source_as_the_mixture_calls_it(tmp_path: Path) -
 def test_a_training_stage_is_summed_up_by_what_it_learned(tmp_path: Path) -> None:
     artifact = Artifact(Store(str(tmp_path)), "artifacts/trained")
     figures = {"steps": 1200, "loss": 2.5, "validation": {"web": 2.71828, "books": 3.0}}
-    finish(artifact, "pretrain", "model", figures)
+    finish(artifact, "pretrain", "model", {}, metrics=figures)
     assert _summary(artifact) == "1,200 steps, loss 2.500, held out web 2.718, books 3.000"
