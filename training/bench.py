@@ -154,6 +154,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point."""
+    from hornbook.cli import guarded
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="phi-demo-3m")
     parser.add_argument("--steps", type=int, default=30)
@@ -164,9 +166,14 @@ def main() -> None:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
     parser.add_argument("--document-mask", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--data", default="", help="Folder with shards.json; default: made up anew.")
-    figures = measure(parser.parse_args())
-    if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(figures), flush=True)
+    arguments = parser.parse_args()
+
+    def tell() -> None:
+        figures = measure(arguments)
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(figures), flush=True)
+
+    guarded(tell)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Makes conversations of published instruction sets, read whole by a `files` stage (`text_field: "*"`).
+"""Makes conversations, or pairs of answers, of published instruction sets, read whole by a `files` stage (`text_field: "*"`).
 
 The record of turns lies in each document's `meta`; training renders it with the model's own chat template, so that a set
 never brings a template of its own. Rows of another format, unknown roles and empty turns are rejects.
@@ -18,23 +18,28 @@ from hornbook.chat import Message, chat_meta, chat_of, plain_text
 from hornbook.documents import Document, Reject, content_key, document_id, documents_table, planned_row, rejects_table
 from hornbook.parts import PartCommit, PartContent, PartRange
 from hornbook.partwork import PartMaker
+from hornbook.preference import DOCUMENT_KIND, preference_meta, preference_of, preference_text
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Produces, Stage, StageContext, StageResult
 from training.chat_formats import FORMATS, Conversations, Row, oasst_messages
 
+PAIRS = "preferences"
 SHOWN = 200  # characters of a rejected row
 MOST_CONVERSATIONS = 1 << 16  # of one row
 
 FormatName = Literal[
     "magicoder", "coig-cqia", "slim-orca", "ultra-chat", "evol-instruct-code", "commit-pack-ft", "open-hermes", "oasst2",
-    "math-instruct", "api-gen", "glaive", "the-stack-smol", "messages",
+    "math-instruct", "api-gen", "glaive", "the-stack-smol", "messages", "preferences",
 ]  # fmt: skip
 
 
 class ChatRecordsSettings(Settings):
     """Which set the rows are of."""
 
-    format: FormatName = Field(..., description="How the rows are laid out; `messages`: a list of {role, content}.")
+    format: FormatName = Field(
+        ...,
+        description="How the rows are laid out; `messages`: a list of {role, content}; `preferences`: prompt, chosen, rejected.",
+    )
     source: str = Field("", description="What mixtures and reports call them; default: the format's name.")
     max_turns: int = Field(64, ge=2, description="A conversation of more turns is rejected.")
     workers: int | None = runtime(None, ge=1, description="Most workers; default: one per processor.")
@@ -105,8 +110,13 @@ class ChatRecordsPart(PartMaker):
         """Return a row's conversations as documents. Raises ValueError where the row or all of them are bad."""
         if isinstance(row, str):
             raise ValueError(row)
-        found: Conversations = FORMATS[self.settings.format](row)
         source = self.settings.source or self.settings.format
+        if self.settings.format == PAIRS:
+            pair = preference_of(json.dumps(row))
+            text, meta = preference_text(pair), preference_meta(pair)
+            key = content_key(text.encode())
+            return [Document(document_id(unit), key, text, source, DOCUMENT_KIND, tuple(keys), meta=meta)]
+        found: Conversations = FORMATS[self.settings.format](row)
         if isinstance(found, str):
             if not found.strip():
                 raise ValueError("the text is empty")

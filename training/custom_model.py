@@ -35,7 +35,10 @@ def read_config(preset: str) -> dict[str, Any] | None:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RecipeError(f"{path} cannot be read as a model's configuration: {error}", "name a config.json") from error
+        raise RecipeError(
+            f"preset: {path} cannot be read as a model's configuration: {error}",
+            "name a preset (docs/training/presets.md), or a config.json that is there",
+        ) from error
     if not isinstance(fields, dict):
         raise RecipeError(f"{path} holds no configuration", "name the config.json of a Hugging Face model")
     return fields

@@ -86,6 +86,11 @@ class ImportTokens(Stage):
         """Refuse paths that name no file."""
         _ = self.files
 
+    def check_inputs(self, inputs: Mapping[str, Sequence[Stage]]) -> None:
+        """Call the corpus what the stage is called: part of the artifact, so that a renamed stage's is another one."""
+        if not self.settings.source:
+            self.settings = self.settings.model_copy(update={"source": self.name})
+
     def extra_identity(self) -> dict[str, str]:
         """Return a digest per file."""
         from hornbook.models import file_digest

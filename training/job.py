@@ -202,11 +202,9 @@ class Job:
             )
 
     def _config(self) -> PreTrainedConfig:
-        from training.presets import model_config
+        from training.presets import check_fields, model_config
 
-        known = model_config(self.preset)
-        if unknown := [name for name in self.overrides if not hasattr(known, name)]:
-            raise RecipeError(f"{known.model_type} has no configuration field {', '.join(unknown)}")
+        check_fields(model_config(self.preset), self.overrides)
         eos = self.corpora[0].index.eos  # what a preset has are ids of another tokenizer, and may lie beyond this one's
         return model_config(
             self.preset, **{"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": None, **self.overrides}

@@ -118,7 +118,7 @@ def locate_token(job: Job, step: int, row: int, position: int) -> TokenLocation:
         found = sources[name].locate(int(draws.sequence[row]), position)
     except IndexError as error:
         raise DataError(f"step {step}, {error}", "give a smaller position") from error
-    return TokenLocation(found.corpus, found.key, found.offset)
+    return TokenLocation(name, found.key, found.offset)
 
 
 def run_job(

@@ -63,6 +63,11 @@ class Pack(Stage):
     }
     settings: PackSettings
 
+    def check_inputs(self, inputs: Mapping[str, Sequence[Stage]]) -> None:
+        """Call the corpus what the stage that made it is called: part of the artifact, so that a renamed stage is packed anew."""
+        if not self.settings.source:
+            self.settings = self.settings.model_copy(update={"source": inputs["documents"][0].name})
+
     def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
         """Return as many documents as there are, at most."""
         documents = inputs["documents"][0]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hornbook.errors import ModelError
+from hornbook.errors import ModelError, RecipeError
 from hornbook.settings import nearest
 from training.architectures import gpt_neo, llama, phi, phi3
 
@@ -137,13 +137,60 @@ def model_config(preset: str | Mapping[str, Any], **overrides: Any) -> PreTraine
         ModelError: there is no such preset, or a custom one cannot be trained.
         RecipeError: rotary positions that the model cannot have.
     """
+    from huggingface_hub.errors import StrictDataclassError
+
     config = find_preset(preset).config
-    if "rope_parameters" not in overrides:
-        return config(**overrides)
+    changes = {
+        name: overrides.pop(name) for name in CONTEXT_FIELDS if name in overrides and "rope_parameters" in overrides
+    }
+    try:
+        made = config(**overrides)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise ModelError(
+            f"no such model can be made of {preset!r}: {error}", "correct the fields under `model`"
+        ) from error
+    if not changes:
+        return made
     from training.long_context import with_context
 
-    changes = {name: overrides.pop(name) for name in CONTEXT_FIELDS if name in overrides}
-    return with_context(config(**overrides), changes)
+    return with_context(made, changes)
+
+
+def check_fields(known: PreTrainedConfig, overrides: Mapping[str, Any]) -> None:
+    """Raise RecipeError if a configuration does not have one of the fields that are to be overridden."""
+    for name in overrides:
+        if not hasattr(known, name):
+            raise RecipeError(
+                f"{known.model_type} has no configuration field {name}{nearest(name, list(known.to_dict()))}",
+                "under `model` stand fields of the architecture's transformers configuration",
+            )
+
+
+def try_config(preset: str | Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Make a model of a configuration, without its memory; one of our own presets also reads a few tokens.
+
+    Raises:
+        ModelError: there is no such preset, or none can be made with these sizes.
+        RecipeError: a field that its configuration does not have, or rotary positions that the model cannot have.
+    """
+    import torch
+
+    from training.model import LanguageModel
+
+    known = model_config(preset)
+    check_fields(known, overrides)
+    config = model_config(preset, **overrides)
+    try:
+        with torch.device("meta"):
+            model = empty_model(config)
+            if isinstance(preset, str):  # others may look at values (mixtures of experts), which there are none of
+                LanguageModel(model, eos=0).hidden(torch.zeros(1, 2, dtype=torch.int64))
+    except Exception as error:  # whatever an architecture does with sizes that do not go together
+        sizes = ", ".join(f"{name} {value}" for name, value in overrides.items())
+        raise ModelError(
+            f"a {known.model_type} with {sizes or 'these sizes'} cannot be computed: {str(error).strip().splitlines()[0]}",
+            "heads must divide the width, key-value heads the heads; correct the fields under `model`",
+        ) from error
 
 
 def build_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from hornbook.errors import DataError, ModelError, RecipeError
+from hornbook.errors import DataError, HornbookError, ModelError, RecipeError
 from hornbook.plan import derive_seed
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult, TokenLocation
@@ -16,8 +17,10 @@ from training.best import BestOfSettings, with_candidates
 from training.custom_model import read_config
 from training.launch import locate_token, open_corpora, preflight_table, run_job
 from training.mixture import PhaseSettings
-from training.presets import CONTEXT_FIELDS, PRESETS, find_preset
+from training.positions import positions_of, require_room
+from training.presets import CONTEXT_FIELDS, PRESETS, find_preset, model_config, try_config
 from training.settings import LoopSettings
+from training.source_names import check_best, check_form, check_phases, source_names
 from training.stretches import WhenDry
 from training.tokenizer import load_tokenizer
 from training.trunk import check_place, find_trunk
@@ -96,6 +99,7 @@ class Pretrain(Stage):
 
     def __init__(self, name: str, settings: PretrainSettings, seed: int) -> None:
         super().__init__(name, with_paper_loop(with_config_read(settings)), seed)
+        self._start: Stage | None = None
 
     def check(self) -> None:
         """Refuse an unknown preset, a configuration that cannot be trained, and a fork of what is no artifact's step."""
@@ -106,6 +110,43 @@ class Pretrain(Stage):
                 preset.config()
         except ModelError as error:
             raise RecipeError(f"{self.name}.preset: {error.message}", error.cure) from error
+
+    def check_inputs(self, inputs: Mapping[str, Sequence[Stage]]) -> None:
+        """Refuse what is not packed as text, and phases that name what is no source of this stage."""
+        check_form(self.name, "text", inputs["tokens"])
+        known = source_names(self.name, inputs["tokens"])
+        check_phases(self.name, self.settings.phases, self.settings.epoch_caps, known)
+        check_best(self.name, self.settings.loop, self.settings.best_of, known)
+        self._start = next(iter(inputs.get("model", ())), None)
+
+    def ready(self) -> None:
+        """Refuse a model that cannot be built, or rows longer than its context, before any stage of the run begins.
+
+        A warm-up that outlasts the run is said: a paper's, in a short trial.
+        """
+        if self._start is None or self.settings.grow:
+            try:
+                try_config(self.settings.preset, self.settings.model)
+            except HornbookError as error:
+                raise RecipeError(f"stages.{self.name}.model: {error.message}", error.cure) from error
+        require_room(self.name, self.settings.loop.sequence_length, self.positions())
+        warmup, phases = self.settings.loop.schedule.warmup_steps, self.settings.phases
+        steps = sum(phase.steps for phase in phases)
+        if not self.settings.fork and warmup >= steps and all(phase.steps and not phase.schedule for phase in phases):
+            print(
+                f"{self.name}: the warm-up takes {warmup:,} steps and the run {steps:,}: the learning rate never reaches its "
+                "peak (loop.schedule.warmup_steps)",
+                file=sys.stderr,
+            )
+
+    def positions(self) -> int | None:
+        """Return the positions that the model will have, None if that cannot be told from the recipe."""
+        if (own := self.settings.model.get("max_position_embeddings")) is not None:
+            return int(own)
+        if self._start is not None and not self.settings.grow:
+            return positions_of(self._start)
+        config = model_config(self.settings.preset, **self.settings.model)
+        return getattr(config, "max_position_embeddings", None)
 
     def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
         """Return the steps and the tokens they take."""

@@ -16,9 +16,11 @@ from training.best import BestOfSettings, with_candidates
 from training.launch import locate_token, open_corpora, preflight_table, run_job
 from training.low_rank import LoraSettings
 from training.mixture import PhaseSettings
+from training.positions import positions_of, require_room
 from training.schedule import ScheduleSettings
 from training.settings import LoopSettings
 from training.shards import Rows
+from training.source_names import check_best, check_form, source_names
 
 if TYPE_CHECKING:
     from training.job import Job, Preference
@@ -64,6 +66,22 @@ class Tuning(Stage):
     settings: TuningSettings
     form: ClassVar[str]
     rows: ClassVar[Rows]
+    _start: Stage | None = None
+
+    def check_inputs(self, inputs: Mapping[str, Sequence[Stage]]) -> None:
+        """Refuse what is packed in another form, and a best checkpoint by what is no source of this stage."""
+        check_form(self.name, self.form, inputs["tokens"])
+        known = source_names(self.name, inputs["tokens"])
+        check_best(self.name, self.settings.loop, self.settings.best_of, known)
+        self._start = inputs["model"][0]
+
+    def ready(self) -> None:
+        """Refuse rows longer than the model's context, before any stage of the run begins."""
+        require_room(self.name, self.settings.loop.sequence_length, self.positions())
+
+    def positions(self) -> int | None:
+        """Return the positions that the model will have, None if that cannot be told from the recipe."""
+        return positions_of(self._start) if self._start else None
 
     def expected(self, inputs: Mapping[str, Sequence[Expected]]) -> Expected:
         """Return the steps."""

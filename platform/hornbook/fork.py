@@ -45,7 +45,7 @@ def fork(store: Store, place: str, name: str = "", settings: Sequence[str] = ())
 
     Raises:
         StoreError: there is no such run or stage, or it has not begun.
-        RecipeError: nothing follows the step, the stage's name is taken, or a setting is wrong.
+        RecipeError: nothing follows the step, or only the user can say what; the stage's name is taken, or a setting is wrong.
     """
     where, _, number = place.partition("@")
     if not number.isdigit() or not int(number):

@@ -388,8 +388,15 @@ def _held(artifact: Artifact) -> Expected:
 
 
 def _summary(artifact: Artifact) -> str:
-    counts, reasons = artifact.manifest.counts, artifact.manifest.reasons
-    parts = [f"{int(counts['rows']):,} rows"] if counts.get("planned") else [f"{len(artifact.manifest.files)} files"]
+    counts, reasons, figures = artifact.manifest.counts, artifact.manifest.reasons, artifact.manifest.metrics
+    if counts.get("planned"):
+        parts = [f"{int(counts['rows']):,} rows"]
+    elif isinstance(figures.get("steps"), int) and isinstance(figures.get("loss"), float):
+        held_out = [f"{source} {loss:.3f}" for source, loss in figures.get("validation", {}).items()]
+        parts = [f"{figures['steps']:,} steps, loss {figures['loss']:.3f}"]
+        parts += [f"held out {', '.join(held_out)}"] if held_out else []
+    else:
+        parts = [f"{len(artifact.manifest.files)} files"]
     if counts.get("empty"):
         parts.append(f"{int(counts['empty']):,} of {int(counts['planned']):,} dropped")
     if counts.get("rejected"):

@@ -44,22 +44,35 @@ def preference_text(preference: Preference) -> str:
 def preference_of(meta: str) -> Preference:
     """Return the preference of a document from its `meta` JSON.
 
+    Published sets write a prompt of one turn as a text, and an answer as a turn, alone or behind the prompt's: taken as meant.
+
     Raises:
         ValueError: there is none, its conversation does not wait for the assistant, or an answer is empty or both are the
             same; the message says which.
     """
     value = json.loads(meta)
-    if not isinstance(value, Mapping) or not isinstance(value.get("prompt"), list):
+    if not isinstance(value, Mapping) or not isinstance(value.get("prompt"), list | str):
         raise ValueError("no preference record in meta")
-    answers = []
-    for name in ("chosen", "rejected"):
-        answer = value.get(name)
-        if not isinstance(answer, str) or not answer.strip():
-            raise ValueError(f"{name}: empty, or no text")
-        answers.append(answer)
+    prompt = value["prompt"]
+    prompt = _conversation([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
+    answers = [_answer(value.get(name), name, prompt) for name in ("chosen", "rejected")]
     if answers[0] == answers[1]:
         raise ValueError("chosen and rejected are the same text: there is nothing to prefer")
-    return Preference(_conversation(value["prompt"]), *answers)
+    return Preference(prompt, *answers)
+
+
+def _answer(value: Any, name: str, prompt: Sequence[Message]) -> str:
+    """Return an answer, be it a text or turns that end with it. Raises ValueError."""
+    if isinstance(value, list):
+        turns = [(turn.get("role"), turn.get("content")) if isinstance(turn, Mapping) else None for turn in value]
+        if turns[:-1] not in ([], [(turn["role"], turn["content"]) for turn in prompt]):
+            raise ValueError(f"{name}: the turns before its last are not the prompt")
+        role, value = (turns[-1] if turns else None) or ("", None)
+        if role != "assistant":
+            raise ValueError(f"{name}: its last turn is not the assistant's")
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name}: empty, or no text")
+    return value
 
 
 def _conversation(turns: Sequence[Any]) -> tuple[Message, ...]:

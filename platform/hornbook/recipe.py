@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -119,7 +121,7 @@ def read_source(text: str, where: str) -> dict[str, Any]:
 
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        source = yaml.safe_load(text)
+        source = yaml_value(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{where} is not YAML: {error}") from None
     if not isinstance(source, dict):
@@ -127,6 +129,27 @@ def read_source(text: str, where: str) -> dict[str, Any]:
     if twice := next(_doubled_keys(root, "", set()), None):
         raise RecipeError(f"{where}: {twice}", "give each a name of its own, or take one out")
     return source
+
+
+def yaml_value(text: str) -> Any:
+    """Return the plain value of a YAML text; `1e-5` is a number, as in YAML 1.2 and to people (YAML 1.1 wants `1.0e-5`)."""
+    loader = _loader()(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+@cache
+def _loader() -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    number = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    return Loader
 
 
 def _doubled_keys(node: Any, path: str, seen: set[int]) -> Iterator[str]:
@@ -161,6 +184,13 @@ def check_recipe(source: Mapping[str, Any], where: str, folder: Path | None = No
     for entry in stages.values():
         _check_inputs(entry, stages, where)
     order = _order(stages, where)
+    for entry in (stages[name] for name in order):
+        try:
+            entry.stage.check_inputs(
+                {role: [stages[name].stage for name in names] for role, names in entry.inputs.items()}
+            )
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {error.message}", error.cure) from None
     return Recipe(top.name, top.description, top.seed, {name: stages[name] for name in order}, dict(source))
 
 
@@ -184,7 +214,7 @@ def override_setting(source: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise RecipeError(f"--set {override!r} is not key=value", "for example --set stages.stories.rows=2000")
     try:
-        value = yaml.safe_load(text)
+        value = yaml_value(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {override!r}: the value is not YAML: {error}") from None
     *parents, last = key.split(".")
@@ -214,6 +244,8 @@ def _stage(name: str, value: dict[str, Any], top: RecipeFile, where: str, folder
     settings = validate(implementation.Settings, value, place)
     try:
         stage = implementation(name, settings, top.seed)
+    except RecipeError as error:
+        raise RecipeError(f"{place}: {error.message}", error.cure) from None
     except TypeError as error:  # a user's kind that leaves out what it must say
         raise RecipeError(f"{place}.kind: {kind}: {error}") from None
     stage.folder = folder

@@ -7,6 +7,7 @@ that a laptop and a cluster agree on what an artifact is.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -67,13 +68,21 @@ def validate(model: type[SettingsT], values: Any, where: str) -> SettingsT:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(model, problem, where) for problem in error.errors())) from None
+        problems = error.errors()
+        told = [problem for problem in problems if not (problem["type"] == "too_short" and _inside(problem, problems))]
+        raise RecipeError("\n".join(_explain(model, problem, where) for problem in told)) from None
 
 
 def nearest(name: str, known: list[str]) -> str:
     """Return ` (did you mean 'x'?)` for the known name nearest to `name`, or the list of known names."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(known))})"
+
+
+def _inside(problem: Any, problems: Sequence[Any]) -> bool:
+    """Tell whether an entry of a list is wrong: pydantic then counts it as missing, too."""
+    depth = len(problem["loc"])
+    return any(len(other["loc"]) > depth and other["loc"][:depth] == problem["loc"] for other in problems)
 
 
 def _explain(model: type[BaseModel], problem: Any, where: str) -> str:
@@ -83,6 +92,11 @@ def _explain(model: type[BaseModel], problem: Any, where: str) -> str:
         return f"{path}: no such setting{nearest(str(location[-1]), _fields_at(model, location[:-1]))}"
     if problem["type"] == "missing":
         return f"{path}: this setting is required"
+    if problem["type"] == "too_short":
+        return f"{path}: needs at least {problem['ctx']['min_length']}, got {problem['ctx']['actual_length']}"
+    if problem["type"] == "model_type":
+        known = ", ".join(_fields_at(model, list(location)))
+        return f"{path}: takes settings of its own ({known}), got {problem.get('input')!r}"
     said = (
         problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"]
     )  # a check of ours, or pydantic's

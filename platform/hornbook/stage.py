@@ -132,6 +132,15 @@ class Stage(ABC):
             RecipeError: naming the setting and the cure.
         """
 
+    def check_inputs(self, inputs: Mapping[str, Sequence[Stage]]) -> None:  # noqa: B027 - most stages take any
+        """Refuse settings that do not go with the stages in the inputs' roles, before anything runs; fill in what follows from them.
+
+        Called once, by the recipe, for each stage after those that it needs.
+
+        Raises:
+            RecipeError: naming the setting and the cure.
+        """
+
     def ready(self) -> None:  # noqa: B027 - most stages run anywhere
         """Make sure that this machine can run the stage: called before any stage of a run begins that is still to be made.
 

@@ -74,7 +74,15 @@ GOOD: dict[str, Any] = {"prompt": [{"role": "user", "content": "Hi"}], "chosen":
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"prompt": "Hi"}, "no preference record"),
+        ({"prompt": {"text": "Hi"}}, "no preference record"),
+        ({"prompt": ""}, "turn 0: empty"),
+        ({"chosen": []}, "chosen: its last turn is not the assistant's"),
+        ({"chosen": [{"role": "user", "content": "Hello."}]}, "chosen: its last turn is not the assistant's"),
+        (
+            {"rejected": [{"role": "user", "content": "Ho"}, {"role": "assistant", "content": "What?"}]},
+            "not the prompt",
+        ),
+        ({"rejected": [{"role": "assistant", "content": ""}]}, "rejected: empty"),
         ({"prompt": []}, "last turn is not the user's"),
         ({"prompt": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}, "last turn"),
         ({"prompt": [{"role": "tool", "content": "Hi"}]}, "turn 0: unknown role"),
@@ -87,3 +95,9 @@ GOOD: dict[str, Any] = {"prompt": [{"role": "user", "content": "Hi"}], "chosen":
 def test_a_bad_record_says_what_is_wrong(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         preference_of(json.dumps({**GOOD, **changed}))
+
+
+def test_a_record_as_published_sets_write_it_is_taken_as_meant() -> None:
+    turn = {"role": "assistant", "content": "Hello."}
+    for changed in ({"prompt": "Hi"}, {"chosen": [turn]}, {"prompt": "Hi", "chosen": [*GOOD["prompt"], turn]}):
+        assert preference_of(json.dumps({**GOOD, **changed})) == preference_of(json.dumps(GOOD))

@@ -146,3 +146,19 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
 @pytest.mark.parametrize("name", sorted(recipe_names()))
 def test_every_shipped_recipe_is_right(name: str) -> None:
     assert load_recipe(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"phases": []}, "stages.pretrain.phases: needs at least 1, got 0"),
+        ({"phases": [{"name": "a", "steps": 0}]}, "stages.pretrain.phases.0: phase 'a' needs steps, at least 1, or tokens per source"),
+        ({"best_of": 5}, "stages.pretrain.best_of: takes settings of its own (every, by), got 5"),
+        ({"preset": "none/config.json"}, "stages.pretrain: preset: none/config.json cannot be read"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_said_once_and_in_a_person_s_words(settings: dict[str, object], said: str) -> None:
+    stages = {"pretrain": {"kind": "pretrain", "phases": [{"name": "a", "steps": 1}], **settings}}
+    with pytest.raises(RecipeError) as raised:
+        check_recipe({"name": "small", "stages": stages}, "small.yaml")
+    assert raised.value.message.startswith(f"small.yaml: {said}") and "\n" not in raised.value.message

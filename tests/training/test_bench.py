@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from training.bench import fitting_microbatch
+from training.bench import fitting_microbatch, main
 from training.presets import count_parameters, model_config
 
 
@@ -56,3 +56,12 @@ def test_freed_memory_is_kept() -> None:
         for how in ("kept", "given back")
     )
     assert kept < 100 < 10_000 < given_back
+
+
+def test_an_unknown_preset_is_said_in_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench", "--preset", "phi-demo-3"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2 and "did you mean 'phi-demo-3m'" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from in_process import corpus, finished
 from classifiers.files import PLAN, Files, FilesSettings
 from hornbook.artifact import Artifact
 from hornbook.chat import chat_of
+from hornbook.preference import Preference, preference_of
 from hornbook.store import Store
 from training.chat_formats import FORMATS
 from training.chat_records import ChatRecords, ChatRecordsSettings
@@ -216,3 +217,17 @@ def test_whole_rows_come_out_of_every_format_of_file(tmp_path: Path) -> None:
         stage = ChatRecords(f"chats-{name[0]}", ChatRecordsSettings(format="evol-instruct-code"), seed=1)
         expected = [[("user", row["instruction"]), ("assistant", row["output"])] for row in rows]
         assert chats(finished(stage, store, documents=[read])) == expected, name
+
+
+def test_pairs_of_answers_are_read_for_preference_tuning(tmp_path: Path) -> None:
+    asked, said = {"role": "user", "content": "Does ice float?"}, {"role": "assistant", "content": "Yes."}
+    rows = [
+        {"prompt": "Does ice float?", "chosen": "Yes.", "rejected": "No.", "score": 3},
+        {"prompt": [asked], "chosen": [said], "rejected": "No."},
+        {"prompt": "Does ice float?", "chosen": [asked, said], "rejected": "No."},
+        {"prompt": "Does ice float?", "chosen": "Yes."},
+    ]
+    artifact = made(tmp_path, rows, "preferences", 2)
+    pairs = [preference_of(row["meta"]) for table in artifact.tables(columns=["meta"]) for row in table.to_pylist()]
+    assert pairs == [Preference(({"role": "user", "content": "Does ice float?"},), "Yes.", "No.")] * 3
+    assert artifact.manifest.counts["rejected"] == 1
