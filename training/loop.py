@@ -160,7 +160,8 @@ def train(
             if done % settings.checkpoint_every == 0 or done == steps or stopped or hurry:
                 record.keep()
                 last = done == steps or stopped
-                saver.save(done, model, optimizer, average, guard.counters(), row.get("validation", {}), last, hurry)
+                losses = row["validation"] if done == steps or wants_validation(settings, done) else {}
+                saver.save(done, model, optimizer, average, guard.counters(), losses, last, hurry)
             if stopped:
                 break
     finally:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,21 @@ class MetricsFile:
         temporary = path.with_name(f".{path.name}")
         temporary.write_text("".join(kept))
         temporary.replace(path)
+        self._waiting = b""
 
     def append(self, row: dict[str, Any]) -> None:
-        """Append one row; it is in the file when this returns."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        """Append one row; it is in the file when this returns. A full disk delays it until the next one, and never ends a run."""
+        self._waiting += json.dumps(row).encode() + b"\n"
+        with contextlib.suppress(OSError):
+            file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                whole = os.fstat(file).st_size
+                if os.write(file, self._waiting) == len(self._waiting):
+                    self._waiting = b""
+                else:  # no room for all of it: a torn row would spoil the one behind it
+                    os.ftruncate(file, whole)
+            finally:
+                os.close(file)
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
