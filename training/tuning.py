@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from hornbook.errors import RecipeError
 from hornbook.plan import derive_seed
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult, TokenLocation
@@ -116,7 +117,13 @@ class Tuning(Stage):
         )
         job = self.with_rows(job)
         rows = sum(len(source) for source in job.open("train").values())
-        return replace(job, phases=[PhaseSettings(name=self.kind, steps=self._steps(rows))])
+        steps, batch = self._steps(rows), self.settings.loop.global_batch
+        if 0 < rows * job.max_epochs < steps * batch:  # the mixture would refuse it by settings that a tuner has not
+            raise RecipeError(
+                f"{self.name}: {self.settings.epochs:g} epochs of {rows} rows are not even {steps} steps of {batch} rows",
+                f"set loop.global_batch to {rows} or less, or tune on more rows",
+            )
+        return replace(job, phases=[PhaseSettings(name=self.kind, steps=steps)])
 
     def _steps(self, rows: int) -> int:
         return max(1, round(self.settings.epochs * rows / self.settings.loop.global_batch))
