@@ -103,26 +103,15 @@ class StageContexts:
         )
 
     def finished(self, stage: Stage, **inputs: Sequence[Artifact]) -> Artifact:
-        from hornbook.artifact import finish_artifact
+        from finished_artifact import finish
 
         context = self(stage, **inputs)
         result = stage.run(context)
-        finish_artifact(
-            context.artifact,
-            kind=stage.kind,
-            stage=stage.name,
-            produces=stage.produces,
-            fingerprint="0" * 64,
-            seed=stage.seed,
-            settings=stage.settings.identity(),
-            models={},
-            inputs=inputs,
-            input_stages=context.input_stages,
-            metrics=result.metrics,
-            seconds=0.0,
-            files=result.files,
-        )
-        return context.artifact
+        return finish(
+            context.artifact, stage.produces, kind=stage.kind, stage=stage.name, seed=stage.seed,
+            settings=stage.settings.identity(), inputs=inputs, input_stages=context.input_stages,
+            metrics=result.metrics, files=result.files,
+        )  # fmt: skip
 
     def open_engine(self, settings: Any, wait: bool = True) -> Any:
         from hornbook.engines.pool import EnginePool

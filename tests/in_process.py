@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from hornbook.artifact import Artifact, finish_artifact
+from finished_artifact import finish
+
+from hornbook.artifact import Artifact
 from hornbook.documents import Document, content_key, documents_table
 from hornbook.events import Events
 from hornbook.parts import PartContent, PartRange, commit_part, missing_ranges
@@ -51,25 +53,8 @@ def finished(stage: Stage, store: Store, **inputs: Sequence[Artifact]) -> Artifa
     """Run a stage and return its finished artifact."""
     context = context_of(stage, store, **inputs)
     result = stage.run(context)
-    finish(context.artifact, stage.kind, stage.produces, result.metrics, result.files)
-    return context.artifact
-
-
-def finish(artifact: Artifact, kind: str, produces: str, metrics: Any = None, files: Sequence[str] = ()) -> None:
-    finish_artifact(
-        artifact,
-        kind=kind,
-        stage=kind,
-        produces=produces,
-        fingerprint="0" * 64,
-        seed=0,
-        settings={},
-        models={},
-        inputs={},
-        input_stages={},
-        metrics=metrics or {},
-        seconds=0.0,
-        files=files,
+    return finish(
+        context.artifact, stage.produces, kind=stage.kind, stage=stage.kind, metrics=result.metrics, files=result.files
     )
 
 
@@ -91,8 +76,7 @@ def corpus(
             for row in range(part.start, part.stop)
         ]
         commit_part(store, artifact.folder, part, PartContent(table=documents_table(documents)))
-    finish(artifact, "files", "documents")
-    return artifact
+    return finish(artifact, "documents", kind="files", stage="files")
 
 
 def run_recipe_here(given: Recipe | Mapping[str, Any], store: Store, last: str = "") -> dict[str, Artifact]:
@@ -108,10 +92,8 @@ def run_recipe_here(given: Recipe | Mapping[str, Any], store: Store, last: str =
         context.input_stages = entry.inputs
         with patch("hornbook.cluster.expected_gpus", lambda: 0.0):  # asks Ray
             result = entry.stage.run(context)
-        finish_artifact(
-            context.artifact, kind=entry.stage.kind, stage=name, produces=entry.stage.produces, fingerprint=name,
-            seed=recipe.seed, settings={}, models={}, inputs=inputs, input_stages=entry.inputs,
-            metrics=result.metrics, seconds=0, files=result.files,
+        made[name] = finish(
+            context.artifact, entry.stage.produces, kind=entry.stage.kind, stage=name, fingerprint=name,
+            seed=recipe.seed, inputs=inputs, input_stages=entry.inputs, metrics=result.metrics, files=result.files,
         )  # fmt: skip
-        made[name] = context.artifact
     return made

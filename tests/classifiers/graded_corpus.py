@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import finished_artifact
 import numpy as np
 import pyarrow as pa
 from in_process import context_of
@@ -15,7 +16,7 @@ from in_process import context_of
 from classifiers.annotate import ANNOTATION_SCHEMA
 from classifiers.embed import embedded_content
 from classifiers.quality import Quality, QualitySettings
-from hornbook.artifact import Artifact, finish_artifact
+from hornbook.artifact import Artifact
 from hornbook.documents import Document, content_key, document_id, documents_table
 from hornbook.parts import PartContent, PartRange, commit_part, same_ids
 from hornbook.store import Store
@@ -25,14 +26,10 @@ DIMENSION = 8
 
 
 def finish(artifact: Artifact, kind: str, produces: str, inputs: dict[str, list[Artifact]], **options: Any) -> Artifact:
-    name = artifact.folder.rpartition("/")[2]
-    values: dict[str, Any] = {
-        "kind": kind, "stage": name, "produces": produces, "fingerprint": "0" * 64, "seed": 0, "settings": {}, "models": {},
-        "inputs": inputs, "input_stages": {role: [role] * len(found) for role, found in inputs.items()}, "metrics": {},
-        "seconds": 0.0,
-    }  # fmt: skip
-    finish_artifact(artifact, **{**values, **options})
-    return artifact
+    names = {role: [role] * len(found) for role, found in inputs.items()}
+    return finished_artifact.finish(
+        artifact, produces, **{"kind": kind, "inputs": inputs, "input_stages": names, **options}
+    )
 
 
 class GradedCorpus:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hornbook.artifact import Artifact, artifact_folder, finish_artifact
+from finished_artifact import finish
+
+from hornbook.artifact import Artifact, artifact_folder
 from hornbook.documents import Document, content_key, document_id, documents_table
 from hornbook.parts import PartContent, PartRange, commit_part
 from hornbook.store import Store
@@ -23,8 +25,4 @@ def raw_corpus(folder: Path, texts: Sequence[str | tuple[str, Mapping[str, Any]]
         ]
         part = PartRange(start, start + len(documents))
         commit_part(artifact.store, artifact.folder, part, PartContent(documents_table(documents)))
-    finish_artifact(
-        artifact, kind="raw", stage="raw", produces="documents", fingerprint="4a" * 32, seed=0, settings={}, models={},
-        metrics={}, seconds=0.0, inputs={}, input_stages={}, files=[],
-    )  # fmt: skip
-    return artifact
+    return finish(artifact, "documents", kind="raw", stage="raw", fingerprint="4a" * 32)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from finished_artifact import finish
 
-from hornbook.artifact import Artifact, finish_artifact
+from hornbook.artifact import Artifact
 from hornbook.documents import Document, content_key, document_id, documents_table
 from hornbook.parts import PartContent, PartRange, commit_part, same_ids
 from hornbook.store import Store
@@ -63,19 +64,4 @@ def finished(
 ) -> Artifact:
     """Write the manifest of the artifact `artifacts/NAME`, whose parts are committed, and return it."""
     artifact = Artifact(store, f"artifacts/{name}")
-    finish_artifact(
-        artifact,
-        kind=kind,
-        stage=name,
-        produces=produces,
-        fingerprint="0" * 64,
-        seed=0,
-        settings=settings or {},
-        models={},
-        inputs=inputs,
-        input_stages={role: [found.manifest.stage for found in artifacts] for role, artifacts in inputs.items()},
-        metrics={},
-        seconds=0.0,
-        files=files,
-    )
-    return artifact
+    return finish(artifact, produces, kind=kind, inputs=inputs, files=files, settings=settings or {})

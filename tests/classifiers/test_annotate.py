@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from finished_artifact import finish
 from hypothesis import given
 from hypothesis import strategies as st
-from in_process import context_of, corpus, finish
+from in_process import context_of, corpus
 
 from classifiers import annotation_sample
 from classifiers.agreement import agreement, quadratic_kappa
@@ -81,7 +82,7 @@ def annotate(store: Store, engines: Mapping[str, Judge], folder: Path | None = N
     context = context_of(stage, store, documents=[web])
     context.open_engine = lambda settings, wait=True: engines[settings.model]  # type: ignore[assignment,return-value]
     result = stage.run(context)
-    finish(context.artifact, stage.kind, stage.produces, result.metrics, result.files)
+    finish(context.artifact, stage.produces, kind=stage.kind, metrics=result.metrics, files=result.files)
     return context.artifact
 
 

@@ -21,7 +21,8 @@ from typing import Any
 
 import pytest
 from file_reading import read_documents
-from in_process import finish, finished, run_recipe_here
+from finished_artifact import finish
+from in_process import finished, run_recipe_here
 from small_crawl import ITEM, sentences
 
 from classifiers.decontaminate import Decontaminate, DecontaminateSettings
@@ -65,7 +66,7 @@ def corpus(store: Store, *parts: PartContent) -> Artifact:
     artifact = Artifact(store, "artifacts/corpus")
     for number, content in enumerate(parts):
         commit_part(store, artifact.folder, PartRange(10 * number, 10 * number + 10), content)
-    finish(artifact, "files", "documents")
+    finish(artifact, "documents", kind="files")
     return artifact
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pytest
+from finished_artifact import finish
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from in_process import InProcess, context_of, corpus, finish, finished
+from in_process import InProcess, context_of, corpus, finished
 
 from classifiers.dedup import Dedup, DedupSettings
 from classifiers.sketches import text_hash
@@ -293,7 +294,7 @@ def attributes(store: Store, documents: Artifact, scores: Sequence[float | None]
             table=table.append_column(column, values), planned=table.column("id").to_numpy(), unit_of=same_ids
         )
         commit_part(store, artifact.folder, part.range, content)
-    finish(artifact, "quality", "attributes")
+    finish(artifact, "attributes", kind="quality")
     return artifact
 
 
@@ -442,7 +443,7 @@ def test_doubled_ids_are_named(tmp_path) -> None:
     rows = [Document(id=5, key=b"k" * 16, text=text, source="s", kind="web") for text in ("one", "other")]
     content = PartContent(table=None, succeeded=2, files={"data": parquet_bytes(documents_table(rows))})
     commit_part(store, artifact.folder, PartRange(0, 2), content)
-    finish(artifact, "files", "documents")
+    finish(artifact, "documents", kind="files")
     with pytest.raises(DataError, match=r"artifacts/web, part 0: the id 5 belongs to several documents"):
         finished(stage(), store, documents=[artifact])
 
@@ -465,7 +466,7 @@ def test_empty_corpora_and_empty_parts(tmp_path) -> None:
     rows = [Document(id=5 << 16, key=b"k" * 16, text="text", source="s", kind="web")]
     commit_part(store, hollow.folder, PartRange(3, 6), PartContent(table=documents_table(rows), empty=2))
     commit_part(store, hollow.folder, PartRange(6, 9), PartContent(table=documents_table([]), empty=3))
-    finish(hollow, "files", "documents")
+    finish(hollow, "documents", kind="files")
     made = finished(stage("some"), store, documents=[hollow])
     assert [part.rows for part in made.parts] == [0, 1, 0] and rows_of(made)[0]["kept"]
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from in_process import context_of, corpus, finish, finished
+from finished_artifact import finish
+from in_process import context_of, corpus, finished
 
 from classifiers.annotate import ANNOTATION_SCHEMA
 from classifiers.labels import Labels
@@ -71,7 +72,7 @@ def judged(store: Store, scores: dict[int, float], weight: float) -> Artifact:
         pa.Table.from_pylist(rows, ANNOTATION_SCHEMA), planned=[row << 16 for row in scores], unit_of=same_ids
     )
     commit_part(store, artifact.folder, PartRange(0, len(rows)), content)
-    finish(artifact, "annotate", "attributes")
+    finish(artifact, "attributes", kind="annotate")
     return artifact
 
 

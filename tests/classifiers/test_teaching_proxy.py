@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from in_process import finish, finished
+from finished_artifact import finish
+from in_process import finished
 
 from classifiers.annotate import ANNOTATION_SCHEMA
 from classifiers.annotated import collect_grades
@@ -80,7 +81,7 @@ def test_the_stage_writes_grades_that_the_classifier_reads(tmp_path: Path) -> No
             for row in range(start, start + 20)
         ]
         commit_part(store, documents.folder, PartRange(start, start + 20), PartContent(documents_table(found)))
-    finish(documents, "files", "documents")
+    finish(documents, "documents", kind="files")
     graded = finished(TeachingProxy("points", TeachingProxySettings(share=0.5), seed=3), store, documents=[documents])
     assert {field.name for field in ANNOTATION_SCHEMA} <= {column.split(":")[0] for column in graded.manifest.columns}
     rows = [row for table in graded.tables() for row in table.to_pylist()]

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from finished_artifact import finish
 
-from hornbook.artifact import THRESHOLD, Artifact, artifact_folder, finish_artifact
+from hornbook.artifact import THRESHOLD, Artifact, artifact_folder
 from hornbook.documents import Document, MadeBy, content_key, document_id, documents_table
 from hornbook.parts import PartContent, PartRange, commit_part, same_ids
 from hornbook.store import Store
@@ -66,10 +67,4 @@ def finished(
     files: Sequence[str] = (),
 ) -> Artifact:
     """Write the manifest."""
-    inputs = inputs or {}
-    finish_artifact(
-        artifact, kind=stage, stage=stage, produces=produces, fingerprint="0" * 64, seed=0, settings={}, models={},
-        metrics={}, seconds=0.0, inputs=inputs, input_stages={role: ["web"] * len(found) for role, found in inputs.items()},
-        files=files,
-    )  # fmt: skip
-    return artifact
+    return finish(artifact, produces, kind=stage, stage=stage, inputs=inputs or {}, files=files)

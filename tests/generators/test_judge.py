@@ -12,11 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from finished_artifact import finish
 from judge_endpoint import JudgeEndpoint
 
 from generators.judge import Judge, columns, is_chosen
 from generators.judge_figures import judge_figures
-from hornbook.artifact import THRESHOLD, Artifact, finish_artifact
+from hornbook.artifact import THRESHOLD, Artifact
 from hornbook.documents import Document, content_key, document_id, documents_table
 from hornbook.errors import EngineError, RecipeError
 from hornbook.jobs import staged_code
@@ -48,11 +49,7 @@ def corpus(store: Store, texts: list[str], name: str = "tales", part_rows: int =
         commit_part(
             store, artifact.folder, PartRange(start, start + len(documents)), PartContent(documents_table(documents))
         )
-    finish_artifact(
-        artifact, kind="test", stage=name, produces="documents", fingerprint="0" * 64, seed=0, settings={}, models={},
-        inputs={}, input_stages={}, metrics={}, seconds=0.0,
-    )  # fmt: skip
-    return artifact
+    return finish(artifact, "documents")
 
 
 def rows(artifact: Artifact, role: str = "data") -> list[dict[str, Any]]:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+from finished_artifact import finish
 
-from hornbook.artifact import Artifact, finish_artifact
+from hornbook.artifact import Artifact
 from hornbook.documents import Document, content_key, document_id, documents_table
 from hornbook.labelling import ASKED, EXCERPT_SCHEMA, EXCERPTS
 from hornbook.parts import PartContent, PartRange, commit_part, parquet_bytes, same_ids
@@ -58,19 +59,4 @@ def annotated(store: Store, texts: Sequence[str], ungraded: Sequence[int] = (), 
 
 
 def _finish(artifact: Artifact, kind: str, produces: str, inputs: dict[str, Any], files: Sequence[str] = ()) -> None:
-    name = artifact.folder.rsplit("/", 1)[1]
-    finish_artifact(
-        artifact,
-        kind=kind,
-        stage=name,
-        produces=produces,
-        fingerprint="0" * 64,
-        seed=1,
-        settings={},
-        models={},
-        inputs=inputs,
-        input_stages={role: [found.manifest.stage for found in artifacts] for role, artifacts in inputs.items()},
-        metrics={},
-        seconds=0.0,
-        files=files,
-    )
+    finish(artifact, produces, kind=kind, seed=1, inputs=inputs, files=files)

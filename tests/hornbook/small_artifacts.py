@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hornbook.artifact import Artifact, artifact_folder, finish_artifact
+from finished_artifact import finish
+
+from hornbook.artifact import Artifact, artifact_folder
 from hornbook.documents import Document, MadeBy, Reject, document_id, documents_table, rejects_table
 from hornbook.parts import PartContent, PartRange, commit_part
 from hornbook.store import Store
@@ -28,16 +30,15 @@ def make(
         stop = start + (len(planned) if planned is not None else rows(content))
         commit_part(store, artifact.folder, PartRange(start, stop), content)
         start = stop
-    inputs = inputs or {}
-    values: dict[str, Any] = {
-        "kind": kind, "stage": name, "produces": produces, "fingerprint": f"{name:0<64}", "seed": 1, "settings": {},
-        "models": {}, "metrics": {}, "seconds": 1.0, "inputs": inputs,
-        "input_stages": {
-            role: [found.manifest.stage for found in artifacts] for role, artifacts in inputs.items()
-        },
-    }  # fmt: skip
-    finish_artifact(artifact, **{**values, **options})
-    return artifact
+    values = {
+        "kind": kind,
+        "stage": name,
+        "fingerprint": f"{name:0<64}",
+        "seed": 1,
+        "seconds": 1.0,
+        "inputs": inputs or {},
+    }
+    return finish(artifact, produces, **{**values, **options})
 
 
 def stories(texts: Sequence[str], rejects: Sequence[Reject] = (), start: int = 0, key: str = "story") -> PartContent:

@@ -15,10 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from finished_artifact import finish
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hornbook.artifact import Artifact, artifact_folder, finish_artifact
+from hornbook.artifact import Artifact, artifact_folder
 from hornbook.charts import Series, histogram, line_chart, nice_ticks, number, smoothed, thinned
 from hornbook.documents import Document, MadeBy, Reject, document_id, documents_table, rejects_table
 from hornbook.errors import StoreError
@@ -97,10 +98,10 @@ class SampleRun:
             self.store.write(f"{artifact.folder}/{file}", data)
         inputs = inputs or {}
         if finished:
-            finish_artifact(
-                artifact, kind=kind, stage=name, produces=produces, fingerprint=f"{name:f<64}", seed=1, settings={},
-                models={}, inputs={role: [self.artifacts[parent] for parent in names] for role, names in inputs.items()},
-                input_stages=inputs, metrics=metrics or {}, seconds=2.0, files=list(files or {}),
+            finish(
+                artifact, produces, kind=kind, stage=name, fingerprint=f"{name:f<64}", seed=1, input_stages=inputs,
+                inputs={role: [self.artifacts[parent] for parent in names] for role, names in inputs.items()},
+                metrics=metrics or {}, seconds=2.0, files=list(files or {}),
             )  # fmt: skip
         self.artifacts[name] = artifact
         self.stages[name] = {

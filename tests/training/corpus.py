@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hornbook.artifact import Artifact, finish_artifact
+import finished_artifact
+
+from hornbook.artifact import Artifact
 from hornbook.chat import Message, chat_meta, plain_text
 from hornbook.documents import Document, content_key, document_id, documents_table
 from hornbook.parts import PartContent, PartRange, commit_part
@@ -71,9 +73,7 @@ def corpus(store: Store, stage: str, documents: list[Document]) -> Artifact:
 
 def finish(artifact: Artifact, stage: str, produces: str, inputs: dict[str, Any], **options: Any) -> None:
     """Write a manifest with the least that readers need."""
-    finish_artifact(
-        artifact, kind="test", stage=stage, produces=produces, fingerprint="0" * 64, seed=0, settings={}, models={},
-        inputs={role: list(found.values()) for role, found in inputs.items()},
-        input_stages={role: list(found) for role, found in inputs.items()},
-        metrics=options.get("metrics", {}), seconds=0.0, files=options.get("files", ()),
+    finished_artifact.finish(
+        artifact, produces, stage=stage, inputs={role: list(found.values()) for role, found in inputs.items()},
+        input_stages={role: list(found) for role, found in inputs.items()}, **options,
     )  # fmt: skip

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from corpus import corpus, preference_documents, python_documents
-from in_process import finish, finished
+from finished_artifact import finish
+from in_process import finished
 
 from hornbook.artifact import Artifact
 from hornbook.chat import Message, chat_meta, plain_text
@@ -49,7 +50,7 @@ def tokenizer(store: Store, template: TemplateName) -> Artifact:
     as_hugging_face(train_bpe(texts, 600, template=template), 256, template).save_pretrained(
         artifact.local_folder() / "tokenizer"
     )
-    finish(artifact, "tokenizer", "tokenizer")
+    finish(artifact, "tokenizer", kind="tokenizer")
     return artifact
 
 

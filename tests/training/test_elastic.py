@@ -76,7 +76,12 @@ def test_a_run_goes_on_with_the_workers_that_there_is_room_for(tmp_path: Path) -
     store = Store(str(tmp_path / "store"))
     done = subprocess.run(
         [sys.executable, "-c", THREE_NODES, json.dumps([RECIPE, store.url])],
-        env={**os.environ, "HORNBOOK_CACHE": str(tmp_path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={
+            **os.environ,
+            "HORNBOOK_CACHE": str(tmp_path),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # of 60: how long Ray Train waits for a worker that cannot come
+        },
         capture_output=True,
         text=True,
         timeout=400,

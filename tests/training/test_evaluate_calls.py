@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from corpus import corpus, python_documents
-from in_process import finish, finished
+from finished_artifact import finish
+from in_process import finished
 
 from hornbook.artifact import Artifact
 from hornbook.chat import Message, chat_meta, plain_text
@@ -98,7 +99,7 @@ def model(store: Store, name: str, steps: int) -> Artifact:
         optimizer.step()
         optimizer.zero_grad()
     write_hf_folder(network, folder / "model", folder / "tokenizer")
-    finish(artifact, "sft", "model", files=[f"model/{path.name}" for path in (folder / "model").iterdir()])
+    finish(artifact, "model", kind="sft", files=[f"model/{path.name}" for path in (folder / "model").iterdir()])
     return artifact
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpus import chat_documents, corpus, python_documents
-from in_process import context_of, finish, finished
+from finished_artifact import finish
+from in_process import context_of, finished
 
 from hornbook.artifact import Artifact
 from hornbook.errors import DataError, ModelError, RecipeError
@@ -41,7 +42,7 @@ def tokenizer(store: Store, web: Artifact, name: str, **changes: str | None) -> 
     for field, value in changes.items():
         setattr(made, field, value)
     made.save_pretrained(folder)
-    finish(artifact, "tokenizer", "tokenizer", files=[f"tokenizer/{path.name}" for path in folder.iterdir()])
+    finish(artifact, "tokenizer", kind="tokenizer", files=[f"tokenizer/{path.name}" for path in folder.iterdir()])
     return artifact
 
 

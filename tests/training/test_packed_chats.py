@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from in_process import context_of, finish
+from finished_artifact import finish
+from in_process import context_of
 from small_run import small_model
 
 from hornbook.artifact import Artifact
@@ -163,7 +164,7 @@ def test_the_setting_reaches_the_rows_and_the_steps(folder: Path, monkeypatch: p
     )
     store = Store(str(folder / "store"))
     model = Artifact(store, "artifacts/model")
-    finish(model, "pretrain", "model")
+    finish(model, "model", kind="pretrain")
     steps = {}
     for packing in ("none", "best-fit"):
         values = {"packing": packing, "epochs": 4, "loop": {"global_batch": 4, "sequence_length": LENGTH}}

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from finished_artifact import finish
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from in_process import finish, finished
+from in_process import finished
 
 from hornbook.artifact import Artifact
 from hornbook.errors import DataError, RecipeError
@@ -36,7 +37,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     folder = root / "artifacts/tokenizer/tokenizer"
     texts = (f"word{number} and {number * 7} more" for number in range(500))
     as_hugging_face(train_bpe(texts, VOCABULARY), 256).save_pretrained(folder)
-    finish(artifact, "tokenizer", "tokenizer", files=[f"tokenizer/{path.name}" for path in folder.iterdir()])
+    finish(artifact, "tokenizer", kind="tokenizer", files=[f"tokenizer/{path.name}" for path in folder.iterdir()])
     return artifact
 
 
