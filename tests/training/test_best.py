@@ -45,7 +45,9 @@ def test_the_best_of_a_run_that_gets_worse_is_not_its_last(tmp_path: Path) -> No
     assert last is not None and last.step == 14 != wanted
     found = best(last, run / "checkpoints", best_of)
     assert found.step == wanted and found.score == pytest.approx(rows[wanted])
-    losses = {row["step"]: row["validation"]["a"] for row in read_metrics(broken / "metrics.jsonl") if "validation" in row}
+    losses = {
+        row["step"]: row["validation"]["a"] for row in read_metrics(broken / "metrics.jsonl") if "validation" in row
+    }
     assert losses[2] < losses[wanted] == rows[wanted], "choose learning rates with which it is"
     assert best(latest(broken / "checkpoints") or last, broken / "checkpoints", best_of).step == wanted
     ours, theirs = small_model(), small_model()

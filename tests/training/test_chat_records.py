@@ -204,7 +204,10 @@ def test_trees_of_single_messages_are_the_same_whatever_the_parts(
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
-    [({"message_id": ["a1"]}, "message_id is no name"), ({"message_id": "a0"}, "two messages have the same message_id")],
+    [
+        ({"message_id": ["a1"]}, "message_id is no name"),
+        ({"message_id": "a0"}, "two messages have the same message_id"),
+    ],
 )
 def test_a_tree_that_cannot_be_put_together_is_one_reject(tmp_path: Path, spoil: dict[str, Any], reason: str) -> None:
     bad, good = flat("a", [0]), flat("b", [0])

@@ -102,7 +102,7 @@ def test_an_id_beyond_the_vocabulary_is_refused_and_not_wrapped() -> None:
     builder = ShardBuilder(eos=0, vocabulary=60_000)
     builder.add(1, bytes(16), "web", "train", np.array([59_999]))
     for wrong in (65_537, 60_000, -1):
-        with pytest.raises(DataError, match="token ids from .* the vocabulary has 60,000"):
+        with pytest.raises(DataError, match=r"token ids from .* the vocabulary has 60,000"):
             builder.add(2, bytes(16), "web", "train", np.array([5, wrong]))
     assert builder.counts()["train_tokens"] == 2
 
