@@ -292,9 +292,7 @@ def prune(folder: Path, written: str, keep: int, milestone_every: int | None, ar
     for path in _folders(folder):
         if path.name in stay:
             continue
-        with contextlib.suppress(
-            OSError
-        ):  # a leftover costs space, a failed run costs more; tried again after the next one
+        with contextlib.suppress(OSError):  # a leftover costs space; the next checkpoint tries again
             (path / MANIFEST).unlink(missing_ok=True)  # first, so that a kill leaves no manifest of deleted files
             shutil.rmtree(path, ignore_errors=True)
 

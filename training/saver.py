@@ -182,9 +182,7 @@ class Saver:
         found = Checkpoint(world=dist.get_world_size(), path=self._path, **self._run, **self._fields)
         checkpoints.write_manifest(found, self._archive)
         keep, milestones = self._settings.keep_checkpoints, self._settings.milestone_every
-        with contextlib.suppress(
-            OSError, StoreError
-        ):  # it is whole by now: what could not be deleted is not its failure
+        with contextlib.suppress(OSError, StoreError):  # it is whole by now: a leftover is not its failure
             checkpoints.prune(self._folder, self._path.name, keep, milestones, self._archive)
 
     def _give_up(self, must: bool) -> None:
