@@ -70,11 +70,12 @@ def test_conversations_that_the_template_refuses_are_rejects(store: Store, web: 
         "{% generation %}{{ message['content'] }}{% endgeneration %}{% endfor %}"
     )
     strict = tokenizer(store, web, "strict", chat_template=template)
-    chats = corpus(store, "chats-strict", chat_documents(20))
+    documents = chat_documents(20)
+    chats = corpus(store, "chats-strict", documents)
     packed = finished(
         Pack("pack-strict", PackSettings(form="chat"), seed=1), store, documents=[chats], tokenizer=[strict]
     )
-    assert packed.manifest.reasons == {"bad-chat": 4}  # 3, 6, 13, 16: what is asked, or its sum, has a three
+    assert packed.manifest.reasons == {"bad-chat": sum("3" in document.text for document in documents)}
     (reject, *_) = (row for table in packed.tables("rejects") for row in table.to_pylist())
     assert "no threes" in reject["detail"]
 
