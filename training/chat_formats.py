@@ -135,6 +135,8 @@ def _paths(root: Mapping[str, Any]) -> Iterator[list[Message]]:
             turn(message.get("role", ""), message.get("text"), f"message {message.get('message_id', '?')}"),
         ]
         replies = message.get("replies") or []
+        if not isinstance(replies, list) or not all(isinstance(reply, Mapping) for reply in replies):
+            raise ValueError(f"message {message.get('message_id', '?')}: its replies are no list of messages")
         stack += [(reply, path) for reply in reversed(replies)]
         if not replies:
             kept = path if path[-1]["role"] == "assistant" else path[:-1]
@@ -148,9 +150,13 @@ def oasst_messages(rows: Sequence[Row]) -> Row:
     """Return the tree (as `oasst_tree` reads it) of a set's flat messages: all rows of one `message_tree_id`.
 
     Raises:
-        ValueError: no root or several, or a message whose parent is not among them.
+        ValueError: no root or several, two messages of one name, or one whose parent is not among them.
     """
+    if odd := [name for row in rows for name in ("message_id", "parent_id") if isinstance(row.get(name), list | dict)]:
+        raise ValueError(f"{odd[0]} is no name")
     nodes = {row.get("message_id"): {**row, "replies": []} for row in rows}
+    if len(nodes) < len(rows):
+        raise ValueError("two messages have the same message_id, or none")
     roots = []
     for node in nodes.values():
         parent = node.get("parent_id")

@@ -207,7 +207,7 @@ def require_chat(chat: Sequence[Message], max_turns: int) -> None:
 def _parsed(text: str) -> Row | str:
     try:
         row = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f'the document is no JSON ({error}); read the set with `files` and `text_field: "*"`'
     return row if isinstance(row, Mapping) else 'the document is no JSON object; read the set with `text_field: "*"`'
 

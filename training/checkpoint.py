@@ -159,9 +159,12 @@ def load(
         TrainingError: the checkpoint belongs to other data, to another architecture or to another optimizer.
     """
     require_same(checkpoint, data, architecture)
-    _fill_state(optimizer)
-    wanted, reader = tensors(model, optimizer, average), HuggingFaceStorageReader(str(checkpoint.path))
-    if lacking := sorted(set(wanted) - set(reader.read_metadata().state_dict_metadata)):
+    reader = HuggingFaceStorageReader(str(checkpoint.path))
+    there = set(reader.read_metadata().state_dict_metadata)
+    if any(name.startswith("optimizer.") for name in there):  # else the guard left out every step before it
+        _fill_state(optimizer)
+    wanted = tensors(model, optimizer, average)
+    if lacking := sorted(set(wanted) - there):
         raise TrainingError(
             f"checkpoint {checkpoint.path} holds no {lacking[0]} ({len(lacking)} such): it was trained otherwise",
             "set loop.optimizer and loop.average as they were",
@@ -265,13 +268,16 @@ def _warn(path: Path, error: Exception | None) -> None:
     warnings.warn(f"checkpoint {path} is torn and passed over: {error or 'on another node'}", stacklevel=3)
 
 
-def prune(folder: Path, keep: int, milestone_every: int | None, archive: Archive | None, made: str) -> None:
-    """Delete checkpoints but the newest `keep`, milestones and the best one, and attempts that never became one.
+def prune(folder: Path, written: str, keep: int, milestone_every: int | None, archive: Archive | None) -> None:
+    """Delete whole checkpoints but the newest `keep`, milestones and the best one, and attempts that never became one.
 
-    `made`: the name of the one just made. Others of its step or of later ones the run passed over when it resumed: they are
-    torn, and must not count in place of a whole one.
+    `written`: the name of the one just made. Others of its step or of later ones were found torn when this run began, or it
+    would have gone on from them: they are deleted, too, and take nobody's place.
+
+    Raises:
+        StoreError: the archive cannot be listed.
     """
-    names = [name for name in _names(folder, archive) if name == made or _step(name) < _step(made)]
+    names = [name for name in _names(folder, archive) if name == written or _step(name) < _step(written)]
     stay = {*names[: max(keep, 1)], *(name for name in names if milestone_every and _step(name) % milestone_every == 0)}
     scored = [
         found
@@ -284,7 +290,9 @@ def prune(folder: Path, keep: int, milestone_every: int | None, archive: Archive
         archive.keep(sorted(stay), MANIFEST)
         return
     for path in _folders(folder):
-        if path.name not in stay:
+        if path.name in stay:
+            continue
+        with contextlib.suppress(OSError):  # a leftover costs space; the next checkpoint tries again
             (path / MANIFEST).unlink(missing_ok=True)  # first, so that a kill leaves no manifest of deleted files
             shutil.rmtree(path, ignore_errors=True)
 

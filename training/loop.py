@@ -162,7 +162,7 @@ def train(
             stopped = stopping and done < steps
             if done % settings.checkpoint_every == 0 or done == steps or stopped or hurry:
                 obstacle, last = record.keep(), done == steps or stopped
-                losses = row.get("validation", {})
+                losses = row["validation"] if done == steps or wants_validation(settings, done) else {}
                 saver.save(done, model, optimizer, average, guard.counters(), losses, last, hurry, obstacle)
             if stopped:
                 break

@@ -29,7 +29,8 @@ from hornbook.settings import Settings
 from training.schedule import Leg, ScheduleSettings
 from training.stretches import Plan, Ramp, WhenDry
 
-TIME_BITS = 40
+TIME_BITS = 96
+"""Of a due time's fraction: enough to tell the times of two draws apart that are not due at once, of up to 2^47 draws each."""
 BLOCK_SLOTS = 1024
 """About how many slots are worked out together: of small batches, those of some steps in a row."""
 

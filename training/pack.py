@@ -212,12 +212,17 @@ class PackPart(PartMaker):
 
     def _render(self, chat: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
         """Return a conversation's ids and the mask of what the assistant says. Raises ValueError, `reason: detail`."""
+        from jinja2 import TemplateError
+
         if found := [token for token in self.special for message in chat if token in message["content"]]:
             raise ValueError(f"special-token: {found[0]} in a turn's text")
         self.backend.encode_special_tokens = False
-        rendered = self.transformers_tokenizer.apply_chat_template(
-            list(chat), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
+        try:
+            rendered = self.transformers_tokenizer.apply_chat_template(
+                list(chat), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+            )
+        except TemplateError as error:  # its own raise_exception: no system prompt, say
+            raise ValueError(f"the chat template refuses it: {error}") from error
         ids, mask = np.array(rendered["input_ids"]), np.array(rendered["assistant_masks"], dtype=bool)
         if len(ids) and ids[0] == self.eos:  # every training row begins with it anyhow
             ids, mask = ids[1:], mask[1:]

@@ -7,6 +7,7 @@ thread writes the manifest, which makes them a checkpoint. So all ranks learn of
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 import time
@@ -19,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from hornbook.errors import TrainingError
+from hornbook.errors import StoreError, TrainingError
 from training import checkpoint as checkpoints
 from training.archive import Archive
 from training.checkpoint import Checkpoint
@@ -82,7 +83,7 @@ class Saver:
         Args:
             step: optimizer steps done.
             counters: of the loop, to restore.
-            losses: validation losses by source at this step, if it validated.
+            losses: validation losses by source at this step, if it may be the best one: not if somebody just said stop.
             last: nothing is trained after this one: wait until it is whole, and whatever the settings say, fail if it cannot be.
             hurry: wait until it is whole: this machine may soon be gone.
             obstacle: what kept this rank from writing the figures of the steps; a checkpoint without them is none.
@@ -186,13 +187,9 @@ class Saver:
             self._archive.put_metrics(self._folder.parent / METRICS, self._metrics_size)
         found = Checkpoint(world=dist.get_world_size(), path=self._path, **self._run, **self._fields)
         checkpoints.write_manifest(found, self._archive)
-        checkpoints.prune(
-            self._folder,
-            self._settings.keep_checkpoints,
-            self._settings.milestone_every,
-            self._archive,
-            self._path.name,
-        )
+        keep, milestones = self._settings.keep_checkpoints, self._settings.milestone_every
+        with contextlib.suppress(OSError, StoreError):  # it is whole by now: a leftover is not its failure
+            checkpoints.prune(self._folder, self._path.name, keep, milestones, self._archive)
 
     def _give_up(self, must: bool) -> None:
         reasons: list[str] = [""] * dist.get_world_size()

@@ -136,7 +136,17 @@ class ShardBuilder:
         return self.add_whole(identifier, key, corpus, split, np.append(ids, self.eos))
 
     def add_whole(self, identifier: int, key: bytes, corpus: str, split: Split, ids: np.ndarray) -> int:
-        """Append a document as it is, its end-of-text token (if it has one) included; returns its token count."""
+        """Append a document as it is, its end-of-text token (if it has one) included; returns its token count.
+
+        Raises:
+            DataError: an id lies outside the vocabulary; the shard's dtype might make another one of it.
+        """
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocabulary:
+            raise DataError(
+                f"document {identifier} of {corpus} has token ids from {ids.min()} to {ids.max()}, the vocabulary has "
+                f"{self.vocabulary:,}",
+                "the tokenizer leaves numbers out between its words: give each a word, used or not, and train or pack again",
+            )
         ids = ids.astype(token_dtype(self.vocabulary))
         self._ids[split].append(ids)
         self._spans.append(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from hornbook.errors import RecipeError
 from hornbook.plan import derive_seed
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult, TokenLocation
@@ -135,8 +136,14 @@ class Tuning(Stage):
         )
         job = self.with_rows(job)
         rows = sum(len(source) for source in job.open("train").values())
-        steps = self._steps(rows)
-        epochs = math.ceil(steps * self.settings.loop.global_batch / max(rows, 1)) + 1
+        steps, batch = self._steps(rows), self.settings.loop.global_batch
+        most = math.ceil(self.settings.epochs) + 1
+        if self.settings.steps is None and 0 < rows * most < steps * batch:  # whoever says steps means them
+            raise RecipeError(
+                f"{self.name}: {self.settings.epochs:g} epochs of {rows} rows are not even {steps} steps of {batch} rows",
+                f"set loop.global_batch to {rows} or less, or tune on more rows",
+            )
+        epochs = math.ceil(steps * batch / max(rows, 1)) + 1
         return replace(job, phases=[PhaseSettings(name=self.kind, steps=steps)], max_epochs=epochs)
 
     def _steps(self, rows: int) -> int:

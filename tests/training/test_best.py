@@ -30,6 +30,12 @@ def test_the_best_of_a_run_that_gets_worse_is_not_its_last(tmp_path: Path) -> No
     world, run = join_world(), tmp_path / "run"
     try:
         train(settings, small_model(), open_loader(tmp_path), open_data(tmp_path, "validation"), run, world, seed=0)
+        # The same run, stopped behind a step that happens to be better than all candidates, and validated.
+        broken, wishes = tmp_path / "broken", iter((False, True))
+        often = settings.model_copy(update={"validate_every": 2})
+        for stop in (lambda: next(wishes), lambda: False):
+            loader, held_out = open_loader(tmp_path), open_data(tmp_path, "validation")
+            train(often, small_model(), loader, held_out, broken, world, seed=0, stop=stop)
     finally:
         leave_world()
     rows = {row["step"]: row["validation"]["a"] for row in read_metrics(run / "metrics.jsonl") if "validation" in row}
@@ -39,6 +45,11 @@ def test_the_best_of_a_run_that_gets_worse_is_not_its_last(tmp_path: Path) -> No
     assert last is not None and last.step == 14 != wanted
     found = best(last, run / "checkpoints", best_of)
     assert found.step == wanted and found.score == pytest.approx(rows[wanted])
+    losses = {
+        row["step"]: row["validation"]["a"] for row in read_metrics(broken / "metrics.jsonl") if "validation" in row
+    }
+    assert losses[2] < losses[wanted] == rows[wanted], "choose learning rates with which it is"
+    assert best(latest(broken / "checkpoints") or last, broken / "checkpoints", best_of).step == wanted
     ours, theirs = small_model(), small_model()
     load_weights(found, ours)
     load_weights(last, theirs)

@@ -139,6 +139,9 @@ def test_function_calls_of_api_gen_and_plain_code(tmp_path: Path) -> None:
         ("api-gen", {"query": "q", "tools": "[]", "answers": "[{}]"}, "a call without a name"),
         ("glaive", {"system": "", "chat": "hello"}, "chat begins with no turn"),
         ("oasst2", {"message_tree_id": "t"}, "no field prompt"),
+        ("oasst2", {"prompt": {"role": "prompter", "text": "Q", "replies": ["A"]}}, "its replies are no list of messages"),
+        ("oasst2", {"prompt": {"role": "prompter", "text": "Q", "replies": 3}}, "its replies are no list of messages"),
+        ("messages", "[" * 200_000, "the document is no JSON"),
         ("the-stack-smol", {"content": " "}, "the text is empty"),
         ("messages", "no json", "the document is no JSON"),
         ("messages", "[1]", "is no JSON object"),
@@ -198,6 +201,21 @@ def test_trees_of_single_messages_are_the_same_whatever_the_parts(
     assert found == sorted(whole)
     counts = artifact.manifest.counts
     assert counts["planned"] == len(rows) == counts["succeeded"] + counts["rejected"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        ({"message_id": ["a1"]}, "message_id is no name"),
+        ({"message_id": "a0"}, "two messages have the same message_id"),
+    ],
+)
+def test_a_tree_that_cannot_be_put_together_is_one_reject(tmp_path: Path, spoil: dict[str, Any], reason: str) -> None:
+    bad, good = flat("a", [0]), flat("b", [0])
+    bad[1] |= spoil
+    artifact = made(tmp_path, [*bad, *good], "oasst2")
+    (reject,) = (row for table in artifact.tables("rejects") for row in table.to_pylist())
+    assert reason in reject["detail"] and len(documents(artifact)) == 1
 
 
 def test_whole_rows_come_out_of_every_format_of_file(tmp_path: Path) -> None:

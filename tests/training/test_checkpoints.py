@@ -172,6 +172,40 @@ def test_a_torn_checkpoint_does_not_stay_in_place_of_a_whole_one(folder: Path, w
     assert found is not None and found.step == 6 and not torn.exists()
 
 
+class Killed(Exception):
+    """Ends a run as a kill would, behind a step whose checkpoint is whole."""
+
+
+def killed_after(step: int) -> Any:
+    def progress(row: dict[str, Any]) -> None:
+        if row["step"] > step:
+            raise Killed
+
+    return progress
+
+
+def test_a_torn_checkpoint_takes_no_whole_ones_place(folder: Path, world: World) -> None:
+    """It is the newest by its step, and the only one; what is written after it was passed over must stay."""
+    run(folder / "run", world, planned(folder, STABLE), keep_checkpoints=1)
+    (last,) = kept(folder / "run" / "checkpoints")
+    next(last.path.glob("*.safetensors")).write_bytes(b"torn")
+    with pytest.warns(UserWarning, match="torn"), pytest.raises(Killed):
+        run(
+            folder / "run", world, planned(folder, STABLE), progress=killed_after(2), keep_checkpoints=1,
+            asynchronous_checkpoints=False,
+        )  # fmt: skip
+    assert steps(folder / "run") == [2] and latest(folder / "run" / "checkpoints") is not None
+
+
+def test_what_cannot_be_deleted_ends_no_run(folder: Path, world: World) -> None:
+    """An old checkpoint's manifest that is a folder: it cannot be unlinked, whoever asks."""
+    stuck = folder / "run" / "checkpoints" / "step-00000001-00000000"
+    (stuck / "checkpoint.json").mkdir(parents=True)
+    with pytest.warns(UserWarning, match="step-00000001.* torn"):
+        rows = run(folder / "run", world, planned(folder, STABLE), keep_checkpoints=1)
+    assert len(rows) == 6 and steps(folder / "run") == [6] and stuck.exists()
+
+
 @pytest.mark.parametrize("where", [Path("/dev/shm"), Path()])
 def test_a_shard_is_a_safetensors_file(tmp_path: Path, where: Path) -> None:
     """Through memory alone (no direct writes there), and through a disk; the size is no multiple of anything."""

@@ -58,6 +58,21 @@ def test_non_finite_steps_are_skipped_and_then_stop_the_run(folder: Path, world:
     assert torch.equal(model.model.lm_head.weight.full_tensor(), before)
 
 
+def test_a_run_goes_on_from_a_checkpoint_before_its_first_step(folder: Path, world: World) -> None:
+    """All steps so far were left out: the optimizer has no state yet, and none is missed."""
+
+    def broken() -> LanguageModel:
+        model = small_model()
+        torch.nn.init.constant_(model.model.lm_head.bias, float("nan"))
+        return model
+
+    for patience in (3, 5):
+        with pytest.raises(TrainingError, match=f"not finite {patience} steps in a row"):
+            run(folder, world, broken(), open_loader(folder), patience=patience)
+    rows = list(read_metrics(folder / "run" / "metrics.jsonl"))
+    assert [row["skipped"] for row in rows] == [1, 2, 3, 4, 5]
+
+
 def test_a_resume_on_other_data_or_another_model_is_refused(folder: Path, world: World) -> None:
     run(folder, world, small_model(), loader_of(folder, 2))
     with pytest.raises(TrainingError, match="belongs to another data"):
@@ -124,6 +139,12 @@ def test_metrics_hold_each_step_once(tmp_path: Path) -> None:
     file = MetricsFile(path, 2)
     file.append({"step": 3, "attempt": 2})
     assert [(row["step"], row["attempt"]) for row in read_metrics(path)] == [(1, 1), (2, 1), (3, 2)]
+    with small_files(path.stat().st_size + 7):  # room for a part of a row
+        file.append({"step": 4, "attempt": 2})
+        file.append({"step": 5, "attempt": 2})
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
+    file.append({"step": 6, "attempt": 2})
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_guard_leaves_out_leaps_once_it_knows_the_usual() -> None:

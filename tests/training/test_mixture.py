@@ -84,6 +84,23 @@ def test_a_billion_steps_cost_no_more_than_ten() -> None:
     assert len(set(zip(batch.source.tolist(), batch.sequence.tolist(), strict=True))) == 64
 
 
+def test_draws_that_are_due_at_almost_the_same_time_keep_their_order_where_blocks_of_steps_meet() -> None:
+    """Of 100 million sequences some pairs are due within a trillionth of the run; one such pair stands at these two steps."""
+    blocks = 97_661  # of 1,024 slots
+    sizes = {"a": 512 * blocks + 1001, "b": 512 * blocks - 1001}
+    step = (
+        blocks // 2 * pow(sizes["a"], -1, blocks) % blocks * 1024 // 64
+    )  # at which half a draw of `a` is over, but for a hair
+    mixture = Mixture(sizes, [PhaseSettings(name="all", steps=sum(sizes.values()) // 64)], 64, 1, seed=0)
+    seen = [(a, b) for at in (step - 1, step) for a, b in zip(*_drawn(mixture, at), strict=True)]
+    assert len(set(seen)) == 128, "a sequence was drawn twice in an epoch, and another one never"
+
+
+def _drawn(mixture: Mixture, step: int) -> tuple[list[int], list[int]]:
+    batch = mixture.batch(step)
+    return batch.source.tolist(), batch.sequence.tolist()
+
+
 @pytest.mark.parametrize(
     ("sizes", "phases", "max_epochs", "message"),
     [

@@ -64,6 +64,22 @@ def test_a_tokenizer_without_a_template_that_marks_answers_is_refused(
         finished(stage, store, documents=[chats], tokenizer=[mute])
 
 
+def test_conversations_that_the_template_refuses_are_rejects(store: Store, web: Artifact) -> None:
+    template = (
+        "{% for message in messages %}{% if '3' in message['content'] %}{{ raise_exception('no threes') }}{% endif %}"
+        "{% generation %}{{ message['content'] }}{% endgeneration %}{% endfor %}"
+    )
+    strict = tokenizer(store, web, "strict", chat_template=template)
+    documents = chat_documents(20)
+    chats = corpus(store, "chats-strict", documents)
+    packed = finished(
+        Pack("pack-strict", PackSettings(form="chat"), seed=1), store, documents=[chats], tokenizer=[strict]
+    )
+    assert packed.manifest.reasons == {"bad-chat": sum("3" in document.text for document in documents)}
+    (reject, *_) = (row for table in packed.tables("rejects") for row in table.to_pylist())
+    assert "no threes" in reject["detail"]
+
+
 def test_best_fit_is_a_setting_and_every_token_is_traced(store: Store, web: Artifact) -> None:
     words = tokenizer(store, web, "words")
     packed = finished(Pack("pack-web", PackSettings(), seed=1), store, documents=[web], tokenizer=[words])

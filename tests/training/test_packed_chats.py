@@ -14,6 +14,7 @@ from in_process import context_of
 from small_run import small_model
 
 from hornbook.artifact import Artifact
+from hornbook.errors import RecipeError
 from hornbook.stage import StageResult
 from hornbook.store import Store
 from training.best_fit import OverLong
@@ -172,3 +173,8 @@ def test_the_setting_reaches_the_rows_and_the_steps(folder: Path, monkeypatch: p
         assert job.document_mask == (packing == "best-fit")
         steps[packing] = job.steps
     assert steps["none"] == CHATS - 4 and steps["best-fit"] < steps["none"] / 2
+    values = {"epochs": 1, "loop": {"global_batch": 99, "sequence_length": LENGTH}}
+    stage = Sft("sft", SftSettings.model_validate(values), seed=1)
+    with pytest.raises(RecipeError, match="1 epochs of 36 rows are not even 1 steps of 99 rows") as raised:
+        stage._job(context_of(stage, store, model=[model], tokens=[model]))
+    assert "loop.global_batch to 36 or less" in raised.value.cure

@@ -97,6 +97,16 @@ def test_damage_names_the_file(tmp_path: Path) -> None:
         TokenSource(tmp_path, "train", 10)
 
 
+def test_an_id_beyond_the_vocabulary_is_refused_and_not_wrapped() -> None:
+    """Two bytes hold the ids of 60,000 words; 65,537 would become 1. A tokenizer whose ids have gaps gives such."""
+    builder = ShardBuilder(eos=0, vocabulary=60_000)
+    builder.add(1, bytes(16), "web", "train", np.array([59_999]))
+    for wrong in (65_537, 60_000, -1):
+        with pytest.raises(DataError, match=r"token ids from .* the vocabulary has 60,000"):
+            builder.add(2, bytes(16), "web", "train", np.array([5, wrong]))
+    assert builder.counts()["train_tokens"] == 2
+
+
 def test_the_fingerprint_is_of_content_not_of_names(tmp_path: Path) -> None:
     write(tmp_path / "one")
     write(tmp_path / "two")
