@@ -18,10 +18,13 @@ def phases_behind(folder: Path, step: int, phases: list[dict[str, Any]], *settin
     """Return the phases of a branch of a run whose step takes 1,000 tokens."""
     stages: dict[str, Any] = {
         "web": {"kind": "installed-python", "files": 4},
+        "books": {"kind": "installed-python", "files": 4},
         "tokenizer": {"kind": "tokenizer", "inputs": {"documents": ["web"]}},
-        "pack": {"kind": "pack", "inputs": {"documents": "web", "tokenizer": "tokenizer"}},
+        "pack-web": {"kind": "pack", "inputs": {"documents": "web", "tokenizer": "tokenizer"}},
+        "pack-books": {"kind": "pack", "inputs": {"documents": "books", "tokenizer": "tokenizer"}},
         "pretrain": {
-            "kind": "pretrain", "inputs": {"tokens": ["pack"], "tokenizer": "tokenizer"}, "phases": phases,
+            "kind": "pretrain", "phases": phases,
+            "inputs": {"tokens": ["pack-web", "pack-books"], "tokenizer": "tokenizer"},
             "loop": {"global_batch": 10, "sequence_length": 100},
         },
     }  # fmt: skip

@@ -140,8 +140,9 @@ def test_metrics_hold_each_step_once(tmp_path: Path) -> None:
     file.append({"step": 3, "attempt": 2})
     assert [(row["step"], row["attempt"]) for row in read_metrics(path)] == [(1, 1), (2, 1), (3, 2)]
     with small_files(path.stat().st_size + 7):  # room for a part of a row
-        file.append({"step": 4, "attempt": 2})
-        file.append({"step": 5, "attempt": 2})
+        for step in (4, 5):
+            with pytest.raises(OSError, match="File too large"):
+                file.append({"step": step, "attempt": 2})
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
     file.append({"step": 6, "attempt": 2})
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4, 5, 6]

@@ -13,10 +13,8 @@ from small_run import write_data
 
 from hornbook.artifact import Artifact
 from hornbook.errors import RecipeError
-from hornbook.fork import fork
 from hornbook.pipeline import _summary
 from hornbook.recipe import Recipe, check_recipe, load_recipe
-from hornbook.runs import new_run
 from hornbook.store import Store
 from training.job import Corpus, Job
 from training.launch import locate_token
@@ -125,33 +123,6 @@ def test_numbers_may_be_written_with_an_exponent_alone(tmp_path: Path) -> None:
     assert read.source["stages"]["web"]["files"] == 1000.0 and read.description == "1e3"
     path.write_text("name: numbers\ndescription: 12e3b\nseed: 1E+2\nstages:\n  web: {kind: installed-python}\n")
     assert load_recipe(str(path)).seed == 100
-
-
-@pytest.mark.parametrize(
-    ("phases", "step", "left"),
-    [
-        ([{"name": "a", "steps": 8, "end_weights": {"web": 1}}, {"name": "b", "steps": 4}], 10, {"b": 2}),
-        ([{"name": "a", "steps": 8}, {"name": "b", "tokens": {"web": 1e6}}], 8, {"b": 0}),
-        ([{"name": "a", "tokens": {"web": 1e6}}], 8, "'a' of pretrain after step 8 .* has tokens"),
-        ([{"name": "a", "steps": 8, "end_weights": {"web": 1}}], 4, "has end_weights"),
-        ([{"name": "a", "steps": 8, "schedule": {"kind": "linear"}}], 4, "has schedule"),
-    ],
-)
-def test_a_branch_trains_on_as_its_trunk_would_have_or_says_that_it_cannot(
-    tmp_path: Path, phases: list[dict[str, Any]], step: int, left: dict[str, int] | str
-) -> None:
-    store = Store(str(tmp_path))
-    trunk = recipe(phases=phases)
-    stages = {"pretrain": {"folder": "artifacts/pretrain-0123456789abcdef"}}
-    with new_run(store, "names", {"source": dict(trunk.source), "stages": stages}):
-        told = fork(store, f"latest@{step}", "told", ["phases=[{name: more, steps: 3}]"])
-        assert [found.steps for found in told.recipe.stages["pretrain-told"].stage.settings.phases] == [3]
-        if isinstance(left, str):
-            with pytest.raises(RecipeError, match=left):
-                fork(store, f"latest@{step}")
-        else:
-            branch = fork(store, f"latest@{step}", "on").recipe.stages["pretrain-on"].stage.settings
-            assert {found.name: found.steps for found in branch.phases} == left
 
 
 def test_a_warm_up_longer_than_the_run_is_said(capsys: pytest.CaptureFixture[str]) -> None:
