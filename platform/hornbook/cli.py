@@ -205,21 +205,18 @@ def fork(
 
         hornbook fork latest/pretrain@1000 --name slow --set loop.learning_rate=1e-4 --write slow.yaml
     """
-    import yaml
-
     from hornbook.fork import fork as fork_run
     from hornbook.inspection import plan_tree
     from hornbook.one_version import require_one_version
     from hornbook.pipeline import plan_recipe, run_recipe
+    from hornbook.recipe import yaml_text
     from hornbook.store import open_store
 
     require_one_version()
     store = open_store()
     forked = fork_run(store, place, name, settings or [])
     if write is not None:
-        write.write_text(
-            yaml.safe_dump(dict(forked.recipe.source), sort_keys=False, allow_unicode=True), encoding="utf-8"
-        )
+        write.write_text(yaml_text(dict(forked.recipe.source)), encoding="utf-8")
     if dry_run:
         for line in plan_tree(forked.recipe, plan_recipe(forked.recipe, store, forked.shown)):
             typer.echo(line)

@@ -133,23 +133,35 @@ def read_source(text: str, where: str) -> dict[str, Any]:
 
 def yaml_value(text: str) -> Any:
     """Return the plain value of a YAML text; `1e-5` is a number, as in YAML 1.2 and to people (YAML 1.1 wants `1.0e-5`)."""
-    loader = _loader()(text)
+    loader = _yaml()[0](text)
     try:
         return loader.get_single_data()
     finally:
         loader.dispose()
 
 
+def yaml_text(value: Any) -> str:
+    """Return a YAML text from which `yaml_value` reads the same value: a text that looks like its numbers is quoted."""
+    import yaml
+
+    return yaml.dump(value, Dumper=_yaml()[1], sort_keys=False, allow_unicode=True, width=100)
+
+
 @cache
-def _loader() -> Any:
+def _yaml() -> tuple[Any, Any]:
+    """Return a loader and a dumper of the same numbers."""
     import yaml
 
     class Loader(yaml.SafeLoader):
         pass
 
+    class Dumper(yaml.SafeDumper):
+        pass
+
     number = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
-    return Loader
+    for side in (Loader, Dumper):
+        side.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    return Loader, Dumper
 
 
 def _doubled_keys(node: Any, path: str, seen: set[int]) -> Iterator[str]:

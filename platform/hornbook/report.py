@@ -22,6 +22,7 @@ from hornbook.foretold import foretold
 from hornbook.grade_view import graded
 from hornbook.progress import duration, money, size
 from hornbook.quality_view import agreements, scored, trained
+from hornbook.recipe import yaml_text
 from hornbook.run_view import (
     RunView,
     StageView,
@@ -357,9 +358,7 @@ def _moment(value: Any) -> str:
 
 
 def _yaml(value: Any) -> str:
-    import yaml
-
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100) if isinstance(value, Mapping) else ""
+    return yaml_text(value) if isinstance(value, Mapping) else ""
 
 
 def _packaged(name: str) -> str:

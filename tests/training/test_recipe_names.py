@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import string
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from corpus import finish
+from hypothesis import example, given
+from hypothesis import strategies as st
 from small_run import write_data
 
 from hornbook.artifact import Artifact
 from hornbook.errors import RecipeError
 from hornbook.pipeline import _summary
-from hornbook.recipe import Recipe, check_recipe, load_recipe
+from hornbook.recipe import Recipe, check_recipe, load_recipe, yaml_text, yaml_value
 from hornbook.store import Store
 from training.job import Corpus, Job
 from training.launch import locate_token
@@ -123,6 +126,22 @@ def test_numbers_may_be_written_with_an_exponent_alone(tmp_path: Path) -> None:
     assert read.source["stages"]["web"]["files"] == 1000.0 and read.description == "1e3"
     path.write_text("name: numbers\ndescription: 12e3b\nseed: 1E+2\nstages:\n  web: {kind: installed-python}\n")
     assert load_recipe(str(path)).seed == 100
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False)
+        | st.from_regex(r"[-+0-9eE._]*", fullmatch=True),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(string.ascii_letters), inner, max_size=3),
+    )
+)
+@example("12e34567")
+def test_what_is_written_as_yaml_is_read_as_it_was(value: Any) -> None:
+    """Texts that look like numbers, too: fingerprints do."""
+    assert yaml_value(yaml_text(value)) == value
 
 
 def test_a_warm_up_longer_than_the_run_is_said(capsys: pytest.CaptureFixture[str]) -> None:
