@@ -66,5 +66,11 @@ def parse_metrics(text: str) -> Iterator[dict[str, Any]]:
 
 
 def json_ready(row: dict[str, Any]) -> dict[str, Any]:
-    """Turn non-finite numbers, which JSON lacks, into None."""
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+    """Turn non-finite numbers, which JSON lacks, into None, those by source, too."""
+    return {key: _json_ready(value) for key, value in row.items()}
+
+
+def _json_ready(value: Any) -> Any:
+    if isinstance(value, dict):
+        return json_ready(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,8 +14,9 @@ from hornbook.plan import derive_seed
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult, TokenLocation
 from training.best import BestOfSettings, with_candidates
+from training.corpora import locate_token, open_corpora
 from training.custom_model import read_config
-from training.launch import locate_token, open_corpora, preflight_table, run_job
+from training.launch import preflight_table, run_job
 from training.mixture import PhaseSettings
 from training.positions import positions_of, require_room
 from training.presets import CONTEXT_FIELDS, PRESETS, find_preset, model_config, try_config

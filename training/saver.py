@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
 from typing import Any, Literal
 
@@ -219,10 +219,16 @@ def wants_validation(settings: LoopSettings, step: int) -> bool:
     return settings.best_by is not None and step % settings.checkpoint_every == 0
 
 
-def check_best_by(settings: LoopSettings, sources: Mapping[str, Any]) -> None:
-    """Raise TrainingError if the best checkpoint is to be chosen by a source that is not validated."""
+def check_best_by(settings: LoopSettings, sources: Mapping[str, Sized]) -> None:
+    """Raise TrainingError if the best checkpoint is to be chosen by a source that is not validated, or by nothing held out."""
     if settings.best_by not in (None, "mean", *sources):
         raise TrainingError(
             f"loop.best_by is {settings.best_by!r}, which no source is called",
             f"choose mean, {', '.join(sources)}",
+        )
+    names = [*sources] if settings.best_by == "mean" else [settings.best_by] if settings.best_by else []
+    if settings.best_by and not any(len(sources[name]) for name in names):
+        raise TrainingError(
+            f"loop.best_by is {settings.best_by!r}, and nothing is held out to tell the best by",
+            "raise validation_share of the pack stage until whole rows are held out, or leave best_of and loop.best_by out",
         )

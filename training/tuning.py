@@ -14,7 +14,8 @@ from hornbook.plan import derive_seed
 from hornbook.settings import Settings, runtime
 from hornbook.stage import Expected, Input, Stage, StageContext, StageResult, TokenLocation
 from training.best import BestOfSettings, with_candidates
-from training.launch import locate_token, open_corpora, preflight_table, run_job
+from training.corpora import locate_token, open_corpora
+from training.launch import preflight_table, run_job
 from training.low_rank import LoraSettings
 from training.mixture import PhaseSettings
 from training.positions import positions_of, require_room

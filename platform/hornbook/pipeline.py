@@ -392,7 +392,9 @@ def _summary(artifact: Artifact) -> str:
     if counts.get("planned"):
         parts = [f"{int(counts['rows']):,} rows"]
     elif isinstance(figures.get("steps"), int) and isinstance(figures.get("loss"), float):
-        held_out = [f"{source} {loss:.3f}" for source, loss in figures.get("validation", {}).items()]
+        held_out = [
+            f"{source} {loss:.3f}" for source, loss in figures.get("validation", {}).items() if loss is not None
+        ]
         parts = [f"{figures['steps']:,} steps, loss {figures['loss']:.3f}"]
         parts += [f"held out {', '.join(held_out)}"] if held_out else []
     else:

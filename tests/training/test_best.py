@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_run import LENGTH, open_data, open_loader, small_model, write_data
 
+from hornbook.errors import TrainingError
 from training.best import BestOfSettings, best, with_candidates
 from training.checkpoint import kept, latest, load_weights
 from training.loop import train
@@ -59,3 +60,16 @@ def test_the_best_of_a_run_that_gets_worse_is_not_its_last(tmp_path: Path) -> No
     assert len(kept(run / "checkpoints")) == 2
     with pytest.warns(UserWarning, match="torn"):
         assert best(last, run / "checkpoints", best_of).step == 14
+
+
+def test_there_is_no_best_by_nothing(tmp_path: Path) -> None:
+    write_data(tmp_path)
+    values = {"global_batch": 8, "sequence_length": LENGTH, "microbatch": 8, "precision": "fp32"}
+    settings = with_candidates(LoopSettings.model_validate(values), BestOfSettings())
+    world = join_world()
+    try:
+        with pytest.raises(TrainingError, match="nothing is held out") as raised:
+            train(settings, small_model(), open_loader(tmp_path), {}, tmp_path / "run", world, seed=0)
+    finally:
+        leave_world()
+    assert "validation_share" in raised.value.cure

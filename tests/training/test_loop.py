@@ -13,7 +13,7 @@ from hornbook.errors import TrainingError
 from training.checkpoint import latest, load_weights
 from training.loader import Loader
 from training.loop import train
-from training.metrics import MetricsFile, read_metrics
+from training.metrics import MetricsFile, json_ready, read_metrics
 from training.mixture import Mixture, PhaseSettings, with_realised
 from training.model import LanguageModel
 from training.optimizer import Average, Guard, make_optimizer
@@ -146,6 +146,11 @@ def test_metrics_hold_each_step_once(tmp_path: Path) -> None:
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
     file.append({"step": 6, "attempt": 2})
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_figures_that_are_no_numbers_are_none_by_source_too() -> None:
+    row = {"loss": float("inf"), "validation": {"web": float("nan"), "books": 2.0}}
+    assert json_ready(row) == {"loss": None, "validation": {"web": None, "books": 2.0}}
 
 
 def test_a_guard_leaves_out_leaps_once_it_knows_the_usual() -> None:

@@ -19,8 +19,8 @@ from hornbook.errors import RecipeError
 from hornbook.pipeline import _summary
 from hornbook.recipe import Recipe, check_recipe, load_recipe, yaml_text, yaml_value
 from hornbook.store import Store
+from training.corpora import locate_token
 from training.job import Corpus, Job
-from training.launch import locate_token
 from training.mixture import PhaseSettings
 from training.settings import LoopSettings
 from training.shards import ShardIndex

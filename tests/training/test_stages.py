@@ -17,8 +17,8 @@ from hornbook.settings import validate
 from hornbook.stage import Stage, StageContext
 from hornbook.store import Store
 from training.checkpoint import newest
+from training.corpora import open_corpora
 from training.dpo import Dpo
-from training.launch import open_corpora
 from training.metrics import read_metrics
 from training.model_card import sources_of
 from training.pack import Pack

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -12,7 +13,7 @@ import ray
 
 from hornbook.events import Events, read_events
 from hornbook.store import Store
-from training import launch
+from training.watcher import Watcher, open_board
 
 
 class Recorder:
@@ -47,6 +48,14 @@ class Shown:
         self.said.append(text)
 
 
+class Closed(Shown):
+    """A terminal that is gone."""
+
+    def advance(self, units: int, tokens: float) -> None:
+        super().advance(units, tokens)
+        raise BrokenPipeError
+
+
 def row(step: int, tokens: int) -> dict[str, Any]:
     values = {"loss": 2.0 / step, "lr": 0.1, "tokens_per_second": 100.0 * step, "loader_wait_share": 0.25}
     values |= {"grad_norm": 0.5, "mfu": 0.4, "memory_bytes": 3 << 30, "eta_seconds": 90.0 - step, "skipped": 0}
@@ -60,8 +69,8 @@ def test_each_step_is_shown_once_and_the_last_one_is_published(
     stopping = [False]
     events = Events(Store(str(tmp_path)), "runs/run-1")
     context: Any = SimpleNamespace(run="run-1", stage="pretrain", stop_requested=lambda: stopping[0], events=events)
-    board, shown = launch._open_board("test-board"), Shown()
-    watcher = launch._Watcher(context, board, shown, done=2)
+    board, shown = open_board("test-board"), Shown()
+    watcher = Watcher(context, board, shown, done=2)
     for step in (1, 2, 3, 4, 3, 4, 5):  # a group that was started again repeats steps
         more: dict[str, Any] = {"validation": {"web": 2.5}} if step == 4 else {}
         more |= {"samples": [{"prompt": "Once", "text": " upon\na time"}], "warnings": ["no disk"]} if step == 5 else {}
@@ -92,3 +101,19 @@ def test_each_step_is_shown_once_and_the_last_one_is_published(
         ("hornbook_training_tokens_per_second", tags): 500.0,
         ("hornbook_training_loader_wait_share", tags): 0.25,
     }
+
+
+def test_a_stop_request_passes_although_nothing_can_be_shown(ray_cluster: None, tmp_path: Path) -> None:
+    stopping = [False]
+    events = Events(Store(str(tmp_path)), "runs/run-2")
+    context: Any = SimpleNamespace(run="run-2", stage="sft", stop_requested=lambda: stopping[0], events=events)
+    board, closed = open_board("closed-board"), Closed()
+    ray.get(board.add.remote(row(1, 1)))
+    with pytest.warns(UserWarning, match="steps of sft are no longer all shown: BrokenPipeError"):
+        watcher = Watcher(context, board, closed, done=0)
+        while not closed.tokens:
+            time.sleep(0.01)
+        stopping[0] = True
+        while not ray.get(board.add.remote(row(2, 2))):
+            time.sleep(0.01)
+        watcher.close()
