@@ -19,15 +19,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from workers import run_workers
+
 REAL, SIMULATED = (1, 2), (4, 8)
 ROWS, LENGTH = 1, 32  # of a microbatch: what is communicated does not depend on them
 GROUP = 2
@@ -135,25 +133,6 @@ def theory(sharding: str, blocks: int, whole: int, microbatches: int, world: int
     passes = whole if sharding == "zero1" else 2 * microbatches * blocks + (whole - blocks)
     inside = (passes * width + 4 * whole) * (group - 1) / group
     return inside + 8 * whole / group * (1 - group / world)
-
-
-def run_workers(command: list[str], workers: int) -> dict[str, Any]:
-    """Run a command as some workers; return the JSON that the first one printed last."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    path = os.pathsep.join([str(ROOT / "platform"), str(ROOT)])
-    processes = []
-    for rank in range(workers):
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers, "LOCAL_WORLD_SIZE": workers}
-        values = {name: str(value) for name, value in (ranks | {"MASTER_PORT": port}).items()}
-        environment = os.environ | {"PYTHONPATH": path, "MASTER_ADDR": "127.0.0.1"} | values
-        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
-    outputs = [process.communicate() for process in processes]
-    if any(process.returncode for process in processes):
-        raise SystemExit(b"\n".join(error for _, error in outputs).decode()[-4000:])
-    found: dict[str, Any] = json.loads(outputs[0][0].splitlines()[-1])
-    return found
 
 
 def compare(arguments: argparse.Namespace) -> None:

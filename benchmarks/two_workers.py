@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,30 +20,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from workers import environment_with, run_workers
+
 GLOBAL_BATCH, LENGTH, MICROBATCH = 32, 256, 16
 
 
 def hornbook_side(workers: int, steps: int, data: Path) -> dict[str, Any]:
     """Run training.bench with some workers."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
     command = [
         sys.executable, "-m", "training.bench", "--steps", str(steps), "--global-batch", str(GLOBAL_BATCH),
         "--sequence-length", str(LENGTH), "--microbatch", str(MICROBATCH), "--data", str(data),
     ]  # fmt: skip
-    processes = []
-    for rank in range(workers):
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers, "LOCAL_WORLD_SIZE": workers}
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = environment_with({name: str(value) for name, value in (ranks | where).items()})
-        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
-    outputs = [process.communicate() for process in processes]
-    if any(process.returncode for process in processes):
-        raise SystemExit(b"\n".join(error for _, error in outputs).decode()[-4000:])
-    found: dict[str, Any] = json.loads(outputs[0][0].splitlines()[-1])
-    return found
+    return run_workers(command, workers)
 
 
 def trainer_side(steps: int) -> dict[str, Any]:
@@ -55,11 +42,6 @@ def trainer_side(steps: int) -> dict[str, Any]:
         raise SystemExit(done.stderr.decode()[-4000:])
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def environment_with(values: dict[str, str]) -> dict[str, str]:
-    path = os.pathsep.join([str(ROOT / "platform"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"PYTHONPATH": path} | values
 
 
 def run_trainer(steps: int) -> None:
